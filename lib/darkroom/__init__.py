@@ -1,0 +1,1 @@
+"""Darkroom: a workbench for training image-restoration models and trusting their numbers."""
