@@ -4,7 +4,7 @@ import numpy as np
 
 from darkroom.degradations.fields import smooth, window
 
-OPTICAL_DEPTH = (0.35, 1.2)  # beta * mean depth at severity 0 and 1
+OPTICAL_DEPTH = (0.32, 1.12)  # beta * mean depth at severity 0 and 1
 AIRLIGHT = (0.72, 1.0)
 
 
@@ -12,7 +12,7 @@ def haze(image: np.ndarray, severity: float, generator: np.random.Generator) -> 
     """Mix the image with airlight: I = J t + A (1 - t), t = exp(-beta d).
 
     d has mean about 1 over a frame: it grows towards the top, as on open ground, with smooth
-    relief of 150 to 700 px; a crop is a window of such a frame. A is bright and nearly grey.
+    relief of 200 to 900 px; a crop is a window of such a frame. A is bright and nearly grey.
     float32 (H, W, 3) in [0, 1].
     Sources: Koschmieder 1924; Narasimhan & Nayar, "Vision and the Atmosphere", IJCV 2002.
     """
@@ -20,7 +20,7 @@ def haze(image: np.ndarray, severity: float, generator: np.random.Generator) -> 
     beta *= 0.85 + 0.3 * generator.random()
     t = np.exp(-beta * depth(image.shape[:2], generator))[..., None]  # (H, W, 1)
     brightness = AIRLIGHT[0] + (AIRLIGHT[1] - AIRLIGHT[0]) * generator.random()
-    tint = 1.0 + 0.03 * generator.standard_normal(3)
+    tint = 1.0 + 0.012 * generator.standard_normal(3)
     airlight = np.clip(brightness * tint, 0.0, 1.0).astype(np.float32)
     return airlight + (image - airlight) * t
 
@@ -32,7 +32,7 @@ def depth(shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
     lean = 0.6 * (generator.random() - 0.5)
     y = (top + np.arange(shape[0], dtype=np.float32)) / frame_height - 0.5
     x = (left + np.arange(shape[1], dtype=np.float32)) / frame_width - 0.5
-    relief = 0.1 + 0.25 * generator.random()
+    relief = 0.08 + 0.17 * generator.random()
     plane = (1.0 - rise * y)[:, None] + (lean * x)[None, :]
-    field = plane + relief * smooth(shape, (150.0, 700.0), generator)
+    field = plane + relief * smooth(shape, (200.0, 900.0), generator)
     return np.maximum(field, 0.05).astype(np.float32)

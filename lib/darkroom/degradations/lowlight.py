@@ -6,7 +6,7 @@ import numpy as np
 from darkroom.degradations.fields import normal
 
 # share of the light that remains, at severity 0 and 1, log-interpolated
-EXPOSURE = (0.06, 0.004)
+EXPOSURE = (0.08, 0.004)
 SHOT = (2e-5, 2e-4)  # variance per unit of light (Foi's a), log-uniform
 READ = (1e-4, 8e-4)  # standard deviation in light (the root of Foi's b), log-uniform
 

@@ -8,10 +8,10 @@ from darkroom.degradations.fields import seeds, smooth
 # A layer a row, far to near: streak length and width (px), streaks a pixel at severity 1,
 # brightness.
 LAYERS = (
-    (9.0, 0.6, 0.0200, 0.55),
-    (18.0, 0.8, 0.0090, 0.80),
-    (32.0, 1.1, 0.0045, 1.00),
-    (52.0, 1.8, 0.0010, 0.80),
+    (12.0, 0.5, 0.0160, 0.50),
+    (26.0, 0.6, 0.0090, 0.80),
+    (48.0, 0.75, 0.0050, 1.00),
+    (80.0, 1.1, 0.0012, 0.90),
 )
 VEIL = 0.30  # largest share of airlight
 
@@ -61,7 +61,7 @@ def streak_layer(
     canvas_width = int(np.ceil(breadth * cosine + height * sine)) + 8
     margin = int(np.ceil(length))
     field = seeds((canvas_height + 2 * margin, canvas_width), density * layer_density, generator)
-    taps = int(max(3, round(length / 2)))
+    taps = int(max(3, round(0.7 * length)))
     # two boxes give the trapezoid that a drop's entry and exit leave
     field = cv2.blur(field, (1, taps), borderType=cv2.BORDER_CONSTANT)
     field = cv2.blur(field, (1, max(1, taps // 2)), borderType=cv2.BORDER_CONSTANT)[margin:-margin]

@@ -7,9 +7,9 @@ from darkroom.degradations.fields import seeds, smooth
 
 # A layer a row, far to near: flake radius (px), flakes a pixel at severity 1, opacity.
 LAYERS = (
-    (0.7, 0.0180, 0.80),
+    (0.7, 0.0200, 0.80),
     (1.3, 0.0060, 0.90),
-    (2.4, 0.0018, 0.95),
+    (2.4, 0.0021, 0.95),
     (5.0, 0.00025, 0.60),
 )
 VEIL = 0.24  # largest share of airlight
@@ -24,7 +24,7 @@ def snow(image: np.ndarray, severity: float, generator: np.random.Generator) -> 
     (translucent flakes of several sizes, veil; Snow100K).
     """
     shape = image.shape[:2]
-    density = severity * (0.7 + 0.6 * generator.random()) + 0.08
+    density = severity * (0.7 + 0.6 * generator.random()) + 0.1
     fall = 0.6 * generator.standard_normal()  # radians from the vertical
     speed = generator.random()
     clear = np.ones(shape, np.float32)
