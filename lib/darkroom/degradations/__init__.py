@@ -5,12 +5,12 @@ generator given, so equal generator states give equal bytes, whatever the worker
 Lengths are in pixels and densities per pixel: a 96 px crop looks like a window of a 512 px image.
 """
 
-import cv2
 import numpy as np
 
 from darkroom.degradations.blur import blur
 from darkroom.degradations.haze import haze
 from darkroom.degradations.lowlight import lowlight
+from darkroom.degradations.pixels import check_image, quantize
 from darkroom.degradations.rain import rain
 from darkroom.degradations.snow import snow
 
@@ -23,7 +23,6 @@ DEGRADATIONS = {
     "Snow": snow,
 }
 FIVE_TYPES = tuple(DEGRADATIONS)
-MIN_SIZE = 16
 
 
 def degrade(
@@ -54,20 +53,3 @@ def draw_severity(severity_range: tuple[float, float], generator: np.random.Gene
     if not 0.0 <= low <= high <= 1.0:
         raise ValueError(f"severity range {severity_range} must satisfy 0 <= low <= high <= 1")
     return float(low + (high - low) * generator.random())
-
-
-def check_image(image: np.ndarray) -> None:
-    """Refuse anything but float32 (H, W, 3) with both sides at least MIN_SIZE."""
-    if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"image is {image.dtype} {image.shape}; degradations take float32 (H, W, 3) RGB in"
-            " [0, 1]: divide 8-bit images by 255 and repeat grey ones three times"
-        )
-    if min(image.shape[:2]) < MIN_SIZE:
-        raise ValueError(f"image is {image.shape[:2]}; both sides must be at least {MIN_SIZE} px")
-
-
-def quantize(image: np.ndarray) -> np.ndarray:
-    """Clip to [0, 1] and round to the nearest of 256 levels; float32."""
-    levels = cv2.convertScaleAbs(np.maximum(image, 0.0), alpha=255.0)  # rounds and saturates
-    return levels.astype(np.float32) * np.float32(1 / 255)

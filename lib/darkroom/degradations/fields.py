@@ -11,14 +11,19 @@ FRAME = 512  # px: a smaller image is a window of a frame of this size
 _GRID = 8  # px between the points where a smooth field is evaluated
 
 
-def stream(generator: np.random.Generator) -> np.random.Generator:
-    """Return a fast generator for a whole array, seeded by one draw of `generator`."""
-    return np.random.Generator(np.random.SFC64(int(generator.integers(2**63))))
+def stream(seed: int) -> np.random.Generator:
+    """Return a fast generator for whole arrays."""
+    return np.random.Generator(np.random.SFC64(seed))
+
+
+def draw_seed(generator: np.random.Generator) -> int:
+    """Draw the seed of a `stream`."""
+    return int(generator.integers(2**63))
 
 
 def normal(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     """Draw standard normal float32 noise from one draw of `generator`."""
-    return stream(generator).standard_normal(shape, dtype=np.float32)
+    return stream(draw_seed(generator)).standard_normal(shape, dtype=np.float32)
 
 
 def window(shape: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:
@@ -71,7 +76,7 @@ def seeds(
     height, width = shape
     field = np.zeros(height * width, np.float32)
     num_points = int(generator.poisson(density * field.size))
-    source = stream(generator)
+    source = stream(draw_seed(generator))
     where = source.integers(field.size, size=num_points)
     field[where] = low + (1.0 - low) * source.random(num_points, dtype=np.float32)
     return field.reshape(height, width)

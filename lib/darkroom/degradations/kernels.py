@@ -64,3 +64,39 @@ def trajectory(
             where = (top + half + down) * size + left + half + right
             kernel += np.bincount(where.astype(int), share_y * share_x, size * size)
     return normalize(kernel.reshape(size, size))
+
+
+def quadratic_form(size: int, sigma_x: float, sigma_y: float, rotation: float) -> np.ndarray:
+    """Return q = x^T Sigma^-1 x on a (size, size) grid, Sigma = R diag(sx^2, sy^2) R^T."""
+    y, x = np.mgrid[:size, :size] - size // 2
+    along = x * np.cos(rotation) + y * np.sin(rotation)
+    across = y * np.cos(rotation) - x * np.sin(rotation)
+    return (along / sigma_x) ** 2 + (across / sigma_y) ** 2
+
+
+def generalized_gaussian(
+    size: int, sigma_x: float, sigma_y: float, rotation: float, beta: float = 1.0
+) -> np.ndarray:
+    """Build exp(-q^beta / 2); beta = 1 is the Gaussian (Liu et al., "Estimating Generalized
+    Gaussian Blur Kernels", TIP 2020)."""
+    return normalize(np.exp(-0.5 * quadratic_form(size, sigma_x, sigma_y, rotation) ** beta))
+
+
+def plateau(size: int, sigma_x: float, sigma_y: float, rotation: float, beta: float) -> np.ndarray:
+    """Build the plateau-shaped kernel 1 / (q^beta + 1) (Wang et al. 2021, section 3.1)."""
+    return normalize(1 / (quadratic_form(size, sigma_x, sigma_y, rotation) ** beta + 1))
+
+
+def sinc(size: int, cutoff: float) -> np.ndarray:
+    """Build the circular low-pass filter of `cutoff` radians a pixel: c J1(c r) / (2 pi r).
+
+    It rings and overshoots as sharpened and compressed pictures do (Wang et al. 2021, eq. 6).
+    """
+    from scipy.special import j1
+
+    y, x = np.mgrid[:size, :size] - size // 2
+    radius = np.hypot(x, y)
+    radius[size // 2, size // 2] = 1.0  # its value is the limit c^2 / (4 pi), set below
+    kernel = cutoff * j1(cutoff * radius) / (2 * np.pi * radius)
+    kernel[size // 2, size // 2] = cutoff**2 / (4 * np.pi)
+    return normalize(kernel)
