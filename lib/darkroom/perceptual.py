@@ -46,7 +46,7 @@ def hub_file(name: str, folder: str = "checkpoints") -> WeightFile:
     The name ends in `-<hex>.pth`, as torchvision's and pyiqa's do; both accept a file put there by
     hand without looking at its content.
     """
-    return checked(Path(torch.hub.get_dir()) / folder / name, _prefix(name))
+    return checked(Path(torch.hub.get_dir()) / folder / name, hash_in_name(name))
 
 
 def checked(path: Path, prefix: str) -> WeightFile:
@@ -64,7 +64,8 @@ def checked(path: Path, prefix: str) -> WeightFile:
     return WeightFile(path, None)
 
 
-def _prefix(name: str) -> str:
+def hash_in_name(name: str) -> str:
+    """Return the sha256 prefix in a file name such as `vgg16-397923af.pth`; "" when it has none."""
     found = re.search(r"-([0-9a-f]{8,})\.(?:pth|pt)$", name)
     return found.group(1) if found else ""
 

@@ -1,0 +1,300 @@
+"""Image quality in the units papers report: PSNR and SSIM on Y, LPIPS, and the protocol of each number.
+
+Metrics take (prediction, target), both (B, 3, H, W) float32 in [0, 1], and return (B,) float64 on the
+CPU. Unlike a loss, they say whether lower is better, and nothing in them has a gradient.
+"""
+# B batch, C channels, H height, W width
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from . import perceptual
+
+# stored with every number; numbers of different protocols are neither averaged nor compared
+PROTOCOL = {
+    "protocol": "darkroom-1",
+    "crop_border": 0,
+    "colour": "Y of BT.601, 16-235",
+    "rounding": "8-bit",
+    "lpips_trunk": "vgg 0.1",
+}
+
+PSNR_EPSILON = 1e-8  # added to the mean squared error: identical images have 80 dB, as in pyiqa
+WINDOW, SIGMA, BAND = 11, 1.5, 64  # BAND rows at a time stay in the processor's cache
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+RANGE_TOLERANCE = 1e-6
+
+# weights of R, G, B in [0, 255], and the offset
+COLOURS = {
+    "ycbcr": ((65.481 / 255, 128.553 / 255, 24.966 / 255), 16.0),  # BT.601, Y from 16 to 235
+    "yiq": ((0.299, 0.587, 0.114), 0.0),  # BT.601, Y from 0 to 255: pyiqa's default
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that can be computed here; calling it scores a batch."""
+
+    name: str
+    lower_better: bool
+    range: tuple[float, float]
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def __call__(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return (B,) float64 scores of (B, 3, H, W) images in [0, 1]."""
+        return self.score(prediction, target)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A metric that cannot be computed here: why, and where its file belongs (None: not a file)."""
+
+    name: str
+    reason: str
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} is absent: {self.reason}"
+
+
+def psnr_y(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    crop_border: int = 0,
+    round_8bit: bool = True,
+    colour: str = "ycbcr",
+) -> torch.Tensor:
+    """Return the PSNR on Y in dB, (B,), at most 80.
+
+    `colour` "ycbcr" is what restoration papers report; "yiq" (Y over the full range) gives
+    20 log10(255 / 219) = 1.322 dB less. Raises ValueError as `check` does.
+    """
+    x, y = _floats(prediction, target, crop_border, round_8bit)
+    return _psnr(_luma(x, colour), _luma(y, colour))
+
+
+def psnr_rgb(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    crop_border: int = 0,
+    round_8bit: bool = True,
+) -> torch.Tensor:
+    """Return the PSNR over all three channels in dB, (B,), at most 80."""
+    return _psnr(*_floats(prediction, target, crop_border, round_8bit))
+
+
+def ssim_y(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    crop_border: int = 0,
+    round_8bit: bool = True,
+    colour: str = "ycbcr",
+) -> torch.Tensor:
+    """Return SSIM on Y, (B,): 11x11 Gaussian window, sigma 1.5, no padding (Wang et al. 2004).
+
+    As in the authors' code on 8-bit images and in pyiqa, Y too is rounded to 8 bit when
+    `round_8bit`, and a negative structure term counts as 0. Raises ValueError as `check` does, and
+    below 11 pixels.
+    """
+    x, y = _floats(prediction, target, crop_border, round_8bit, smallest=WINDOW)
+    return _ssim(_luma(x, colour), _luma(y, colour), round_8bit)
+
+
+def ssim_rgb(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    crop_border: int = 0,
+    round_8bit: bool = True,
+) -> torch.Tensor:
+    """Return SSIM averaged over R, G and B, (B,), with the window of `ssim_y`."""
+    return _ssim(*_floats(prediction, target, crop_border, round_8bit, smallest=WINDOW), round_8bit)
+
+
+def final_score(psnr: float, ssim: float, lpips: float | None) -> float | None:
+    """Return PSNR + 10 SSIM - 5 LPIPS; None without LPIPS, for the sum would mean something else."""
+    return None if lpips is None else psnr + 10 * ssim - 5 * lpips
+
+
+def find(name: str, device: str | torch.device = "cpu") -> Metric | Absent:
+    """Return a metric by our name (METRICS, lpips) or by pyiqa's, or Absent with what is missing.
+
+    Raises ValueError for a name that nobody knows.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if name == "lpips":
+        return lpips(device)
+    from . import pyiqa_metrics
+
+    return pyiqa_metrics.find(name, device)
+
+
+def lpips(device: str | torch.device = "cpu") -> Metric | Absent:
+    """Return LPIPS-VGG (0.1), or Absent naming the file it needs and where it belongs."""
+    for file in (perceptual.hub_file(perceptual.VGG16_FILE), perceptual.lpips_heads()):
+        if file.problem:
+            return Absent("lpips", file.problem, file.path)
+    network = perceptual.LPIPS().to(device)
+
+    @torch.no_grad()
+    def score(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        check(prediction, target)
+        x, y = (round_to_8bit(image.to(device, torch.float32)) for image in (prediction, target))
+        return network(x * 2 - 1, y * 2 - 1).double().cpu()
+
+    return Metric("lpips", True, (0.0, 1.0), score)
+
+
+def round_to_8bit(image: torch.Tensor) -> torch.Tensor:
+    """Round [0, 1] to the 256 values that a saved picture can hold."""
+    return (image * 255).round().clamp(0, 255) / 255
+
+
+def check(
+    prediction: torch.Tensor, target: torch.Tensor, *, crop_border: int = 0, smallest: int = 1
+) -> None:
+    """Raise ValueError unless both are (B, 3, H, W), float32 or float64, finite and in [0, 1]."""
+    roles = (("prediction", prediction), ("target", target))
+    for role, image in roles:
+        if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != 3:
+            seen = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
+            raise ValueError(f"{role} is {seen}: metrics take torch tensors of (B, 3, H, W)")
+        if image.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{role} is {image.dtype}: too coarse or not in [0, 1], which would be measured as "
+                "error. Compute the image in float32: .float().clamp(0, 1), bytes / 255"
+            )
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction is {tuple(prediction.shape)} and target {tuple(target.shape)}: a metric "
+            "compares images of the same size; crop the padding back, never resize the target"
+        )
+    height, width = (n - 2 * crop_border for n in prediction.shape[-2:])
+    if min(height, width) < smallest or crop_border < 0:
+        raise ValueError(
+            f"images of {prediction.shape[-1]}x{prediction.shape[-2]} pixels with crop_border="
+            f"{crop_border} leave {width}x{height}, this metric needs at least {smallest}x{smallest}"
+        )
+    for role, image in roles:
+        low, high = (float(v) for v in torch.aminmax(image.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            bad = torch.nonzero(~image.isfinite().flatten(1).all(1)).flatten().tolist()
+            raise ValueError(f"{role} holds NaN or infinite values in image {bad} of the batch")
+        if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+            raise ValueError(
+                f"{role} lies in [{low:.4g}, {high:.4g}], metrics take [0, 1]: .clamp(0, 1) a "
+                "prediction, (x + 1) / 2 an image in [-1, 1], x / 255 one in [0, 255]"
+            )
+
+
+def _floats(prediction, target, crop_border, round_8bit, smallest=1) -> list[np.ndarray]:
+    """Check both images and return them as (B, 3, H, W) float64 in [0, 255]."""
+    check(prediction, target, crop_border=crop_border, smallest=smallest)
+    inside, found = slice(crop_border, -crop_border or None), []
+    for image in (prediction, target):
+        values = image.detach()[..., inside, inside].cpu().numpy().astype(np.float64) * 255
+        found.append(np.rint(values, out=values).clip(0, 255) if round_8bit else values)
+    return found
+
+
+def _luma(image: np.ndarray, colour: str) -> np.ndarray:
+    if colour not in COLOURS:
+        raise ValueError(f"colour is {colour!r}; it can be {' or '.join(map(repr, COLOURS))}")
+    (red, green, blue), offset = COLOURS[colour]
+    luma = image[:, 0] * red
+    luma += image[:, 1] * green
+    luma += image[:, 2] * blue
+    luma += offset
+    return luma[:, None]
+
+
+def _psnr(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+    difference = (x - y).reshape(len(x), -1) / 255
+    error = np.einsum("bn,bn->b", difference, difference) / difference.shape[1]
+    return torch.from_numpy(-10 * np.log10(error + PSNR_EPSILON))
+
+
+def _ssim(x: np.ndarray, y: np.ndarray, round_8bit: bool) -> torch.Tensor:
+    """Return the mean over channels of SSIM of (B, C, H, W) in [0, 255]."""
+    if round_8bit:
+        x, y = np.rint(x), np.rint(y)
+    pairs = zip(x, y, strict=True)
+    scores = [np.mean([_ssim_plane(a, b) for a, b in zip(*pair, strict=True)]) for pair in pairs]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def _ssim_plane(x: np.ndarray, y: np.ndarray) -> float:
+    kernel, halo = cv2.getGaussianKernel(WINDOW, SIGMA), WINDOW // 2
+
+    def mean(plane):
+        return cv2.sepFilter2D(plane, -1, kernel, kernel)[halo:-halo, halo:-halo]
+
+    total, height, width = 0.0, x.shape[0] - 2 * halo, x.shape[1] - 2 * halo
+    for top in range(0, height, BAND):
+        a, b = x[top : top + BAND + 2 * halo], y[top : top + BAND + 2 * halo]
+        mu_a, mu_b = mean(a), mean(b)
+        power, product = mean(a * a + b * b), mean(a * b)
+        mu_product, mu_power = mu_a * mu_b, mu_a * mu_a + mu_b * mu_b
+        # the variances enter only as their sum: four filtered planes instead of five
+        structure = (2 * (product - mu_product) + C2) / (power - mu_power + C2)
+        np.maximum(structure, 0, out=structure)
+        structure *= (2 * mu_product + C1) / (mu_power + C1)
+        total += float(structure.sum())
+    return total / (height * width)
+
+
+METRICS = {
+    "psnr_y": Metric("psnr_y", False, (0.0, 80.0), psnr_y),
+    "ssim_y": Metric("ssim_y", False, (0.0, 1.0), ssim_y),
+    "psnr_rgb": Metric("psnr_rgb", False, (0.0, 80.0), psnr_rgb),
+    "ssim_rgb": Metric("ssim_rgb", False, (0.0, 1.0), ssim_rgb),
+}
+
+
+def protocols(prediction: torch.Tensor, target: torch.Tensor) -> list[dict]:
+    """Score the same images under the protocols that papers use without naming them.
+
+    Returns rows {"metric", "protocol", "value" (mean over the batch), "ours"}.
+    """
+    x, y = prediction, target
+    rows = [
+        ("psnr", "Y 16-235", psnr_y(x, y)),
+        ("psnr", "Y 16-235, border of 4 cropped", psnr_y(x, y, crop_border=4)),
+        ("psnr", "Y 16-235, not rounded to 8 bit", psnr_y(x, y, round_8bit=False)),
+        ("psnr", "Y full range", psnr_y(x, y, colour="yiq")),
+        ("psnr", "RGB", psnr_rgb(x, y)),
+        ("ssim", "Y 16-235", ssim_y(x, y)),
+        ("ssim", "Y 16-235, border of 4 cropped", ssim_y(x, y, crop_border=4)),
+        ("ssim", "Y 16-235, not rounded to 8 bit", ssim_y(x, y, round_8bit=False)),
+        ("ssim", "Y full range", ssim_y(x, y, colour="yiq")),
+        ("ssim", "RGB, Gaussian window", ssim_rgb(x, y)),
+        ("ssim", "RGB, scikit-image's default window", _ssim_skimage(x, y)),
+    ]
+    return [
+        {"metric": metric, "protocol": name, "value": float(v.mean()), "ours": name == "Y 16-235"}
+        for metric, name, v in rows
+    ]
+
+
+def _ssim_skimage(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return SSIM with scikit-image's defaults: uniform 7x7 window, sample covariance, RGB mean."""
+    from skimage.metrics import structural_similarity
+
+    x, y = _floats(prediction, target, 0, True)
+    scores = [
+        structural_similarity(a, b, data_range=255, channel_axis=0)
+        for a, b in zip(x, y, strict=True)
+    ]
+    return torch.tensor(scores, dtype=torch.float64)
