@@ -1,4 +1,4 @@
-"""Degradations as pure functions: a clean photograph in, what a bad camera or bad weather makes of it out.
+"""Degradations as pure functions: from a photograph to what bad cameras and weather make of it.
 
 Images are float32 (H, W, 3) RGB in [0, 1], H and W at least 16. Every random number comes from the
 generator given, so equal generator states give equal bytes, whatever the worker or thread count.
@@ -7,6 +7,7 @@ Lengths are in pixels and densities per pixel: a 96 px crop looks like a window 
 
 import numpy as np
 
+from darkroom.degradations import real_esrgan
 from darkroom.degradations.blur import blur
 from darkroom.degradations.haze import haze
 from darkroom.degradations.lowlight import lowlight
@@ -23,6 +24,8 @@ DEGRADATIONS = {
     "Snow": snow,
 }
 FIVE_TYPES = tuple(DEGRADATIONS)
+
+__all__ = ["DEGRADATIONS", "FIVE_TYPES", "degrade", "draw_severity", "real_esrgan"]
 
 
 def degrade(

@@ -15,8 +15,8 @@ def lowlight(image: np.ndarray, severity: float, generator: np.random.Generator)
     """Expose too little: light^k, noise of variance a x + b, an encoding gamma, a slight cast.
 
     The image is taken to light (gamma 2.2), scaled, given Poisson-Gaussian noise in its normal
-    approximation, clipped at black and encoded with a gamma of 1.8 to 2.4, so that shadows are crushed or
-    lifted as cameras do. float32 (H, W, 3) in [0, 1].
+    approximation, clipped at black and encoded with a gamma of 1.8 to 2.4, so that
+    shadows are crushed or lifted as cameras do. float32 (H, W, 3) in [0, 1].
     Sources: Foi et al., "Practical Poissonian-Gaussian Noise Modeling and Fitting for Single-Image
     Raw-Data", IEEE TIP 2008; Wei et al., "Deep Retinex Decomposition for Low-Light Enhancement",
     BMVC 2018 (LOL: exposure and gamma).

@@ -1,4 +1,4 @@
-"""Pixel values and sizes: the checks, the 8-bit rounding and the resizing every degradation shares."""
+"""Pixel values and sizes: the checks, the 8-bit rounding and the resizing all degradations share."""
 
 import cv2
 import numpy as np
@@ -54,7 +54,7 @@ def _resize_area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Average over whole pixels floor(i n / m) .. ceil((i + 1) n / m).
 
     OpenCV's INTER_AREA weighs partly covered pixels and turns bilinear when enlarging, so the means
-    are taken from an integral image, and when enlarging (bins of 1 or 2 pixels) by half-way sampling.
+    are taken from an integral image; when enlarging, bins of 1 or 2 pixels are sampled half-way.
     """
     (top, bottom), (left, right) = (_bins(n, m) for n, m in zip(image.shape[:2], size, strict=True))
     if max((bottom - top).max(), (right - left).max()) <= 2:

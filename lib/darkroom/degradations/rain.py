@@ -1,4 +1,4 @@
-"""Rain: layers of streaks at several depths, and the veil of the drops too far to be seen singly."""
+"""Rain: layers of streaks at several depths, and the veil of drops too far to be seen singly."""
 
 import cv2
 import numpy as np

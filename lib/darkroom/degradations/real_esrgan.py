@@ -88,7 +88,9 @@ def convolve(image: np.ndarray, kernel: np.ndarray | None) -> np.ndarray:
         return image
     middle = len(kernel) // 2
     row, column = kernel[middle] / kernel[middle, middle], kernel[:, middle]
-    if np.abs(np.outer(column, row) - kernel).max() < 1e-7 * column[middle]:  # separable: two short passes
+    if (
+        np.abs(np.outer(column, row) - kernel).max() < 1e-7 * column[middle]
+    ):  # separable: two short passes
         return cv2.sepFilter2D(image, -1, row, column, borderType=cv2.BORDER_REFLECT_101)
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 

@@ -24,7 +24,7 @@ class Blur:
     sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
     """Supports (px), drawn uniformly."""
     sinc_probability: float = 0.1
-    """Share of sinc low-pass filters; their cutoff is U(pi/3, pi) below 13 px, U(pi/5, pi) above."""
+    """Share of sinc low-pass filters; their cutoff is U(pi/3, pi) below 13 px, else U(pi/5, pi)."""
     families: tuple[tuple[str, float], ...] = (
         ("iso", 0.45),
         ("aniso", 0.25),
@@ -202,7 +202,7 @@ def _draw_beta(beta: Range, generator: np.random.Generator) -> float:
 def _draw_resize(
     spec: Resize, shape: tuple[int, int], generator: np.random.Generator
 ) -> ResizeDraw:
-    """Draw a size of whole pixels; edges map to edges at every size, so lq stays aligned with gt."""
+    """Draw a size of whole pixels; edges map to edges, so lq stays aligned with gt."""
     where, scale = generator.random(), 1.0
     if where < spec.up:
         scale = generator.uniform(*spec.up_scale)
