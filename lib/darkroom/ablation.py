@@ -83,7 +83,7 @@ def _rates(config) -> dict[str, float]:
 def _value(config, key: str):
     value = config
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else getattr(value, part)
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
     return value
 
 
@@ -106,13 +106,9 @@ def _write_params(config, variant: Variant) -> Path:
 
     document = config.to_dict()
     document.pop("ablation", None)
-    # `paths.runs` goes last, so that params/local.yaml cannot move the variants elsewhere
-    override = {
-        **(document.get("override") or {}),
-        **variant.changes,
-        "paths.runs": str(folder(config)),
-    }
-    document |= {"base": None, "run": variant.folder, "override": override}
+    override = {**(document.get("override") or {}), **variant.changes}
+    document |= {"base": None, "override": override}
+    document["run"] = f"{config.run}/ablation/{variant.folder}"
     if variant.seed is not None:
         document["seed"] = variant.seed
     path = folder(config) / f"{variant.folder}.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .costs import parameters, static_memory
 from .curves import (
     gradient_norms,
     learning_rates,
@@ -23,7 +24,7 @@ from .dataset import (
 from .scores import absent, bars, differences, over_training, protocols
 from .scores import summary as scores
 from .tables import Table
-from .triplets import extremes, previews, restore, triplets
+from .triplets import extremes, previews, protocol_rows, restore, triplets
 
 __all__ = [
     "Table",
@@ -42,13 +43,16 @@ __all__ = [
     "losses",
     "memory",
     "over_training",
+    "parameters",
     "previews",
     "problems",
+    "protocol_rows",
     "protocols",
     "resolutions",
     "restore",
     "schedule",
     "scores",
+    "static_memory",
     "summary",
     "triplets",
 ]

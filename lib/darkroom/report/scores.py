@@ -94,12 +94,13 @@ def _overall(frame) -> tuple[float, float]:
 
 
 def absent(frame) -> str:
-    """Return a line for every metric that was asked for and could not be computed; '' when none."""
+    """Return why LPIPS, and so the final score, is missing from a validation; else an empty text."""
     if "lpips" in frame.columns and frame["lpips"].is_not_null().any():
         return ""
-    from ..metrics import lpips_absence
+    from ..metrics import Absent, lpips
 
-    return lpips_absence()
+    found = lpips()
+    return str(found) if isinstance(found, Absent) else "lpips was not asked for"
 
 
 @styled
@@ -188,18 +189,22 @@ def over_training(frame, metric: str = "psnr_y") -> Picture:
 
 
 @styled
-def protocols(frame) -> Picture:
-    """Draw one restoration's scores under the protocols that papers mix.
+def protocols(rows: list[dict]) -> Picture:
+    """Draw restored images' scores under the protocols that papers mix.
 
-    `frame` has a row a protocol: `metric` ("PSNR" or "SSIM"), `protocol`, `value`, `ours` (bool).
+    `rows` are those of `darkroom.metrics.protocols`, of any number of images; they are averaged.
     """
     import polars as pl
 
+    frame = pl.DataFrame(rows).with_columns(pl.col("metric").str.to_uppercase())
+    frame = frame.group_by("metric", "protocol", "ours", maintain_order=True).agg(
+        pl.col("value").mean()
+    )
     metrics = [m for m in ("PSNR", "SSIM") if m in frame["metric"].to_list()]
     parts = [frame.filter(pl.col("metric") == m).sort("value") for m in metrics]
-    spread = float(parts[0]["value"].max() - parts[0]["value"].min())
+    apart = float(parts[0]["value"].max() - parts[0]["value"].min())
     unit = "dB" if metrics[0] == "PSNR" else ""
-    title = f"The same images, {spread:.1f} {unit} apart: why two papers differ"
+    title = f"The same images, {apart:.1f} {unit} apart: why two papers differ"
     rows = max(len(p) for p in parts)
     picture, axes = figure(title, 1, len(parts), height=0.9 + 0.34 * rows)
     for axis, metric, part in zip(axes[0], metrics, parts, strict=True):
@@ -214,7 +219,8 @@ def protocols(frame) -> Picture:
             axis.annotate(
                 text, (value, spot), (8, 0), textcoords="offset points", va="center", fontsize=9
             )
-        axis.set_yticks(place, part["protocol"].to_list())
+        ours = [" (ours)" if o else "" for o in part["ours"]]
+        axis.set_yticks(place, [a + b for a, b in zip(part["protocol"], ours, strict=True)])
         axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.grid(axis="y", visible=False)
         axis.set(title=f"{metric} ({unit})" if metric == "PSNR" else metric)

@@ -52,6 +52,18 @@ def restore(config, rows) -> list[Triplet]:
     ]
 
 
+def protocol_rows(items: list[Triplet]) -> list[dict]:
+    """Return every item's scores under the common protocols, for `figures.protocols`."""
+    import torch
+
+    from ..metrics import protocols
+
+    def tensor(picture: np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+
+    return [row for i in items for row in protocols(tensor(i.restored), tensor(i.gt))]
+
+
 def detail(gt: np.ndarray, side: int) -> tuple[int, int]:
     """Return (top, left) of the square with the most contrast in its middle frequencies."""
     import cv2

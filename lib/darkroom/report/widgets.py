@@ -1,0 +1,198 @@
+"""The live view of a training in JupyterLab: bar, curves, newest pictures, and buttons.
+
+How the buttons work while the cell trains: JupyterLab (4.4 and later) sends widget messages over a
+subshell, a second thread of the kernel (ipykernel 7 and later), so a click is handled at once. A
+click only writes a word to the run's `control` file, which the trainer reads once a step. Where
+there is no subshell, or no notebook at all, `echo stop > runs/<run>/control` does the same.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import time
+
+from ..paths import write_atomically
+
+BUTTONS = {
+    "pause": ("Pause", "pause", "Wait after this step"),
+    "resume": ("Resume", "play", "Go on after a pause"),
+    "validate": ("Validate now", "check", "Score the validation images after this step"),
+    "save": ("Save", "save", "Write a checkpoint after this step"),
+    "stop": ("Stop", "stop", "Save and end the run; the same call continues it"),
+}
+ANSWERS = {
+    "pause": "pausing after this step",
+    "resume": "going on",
+    "validate": "validating after this step",
+    "save": "saving after this step",
+    "stop": "stopping after this step",
+}
+BAR_SECONDS = 0.5  # between two updates of the bar
+PICTURE_SECONDS = 4.0  # and at least between two drawings of the curves
+DRAWING_SHARE = 0.03  # of the run's time may go into drawing
+
+
+def in_lab() -> bool:
+    """Say whether someone watches: a kernel that a Jupyter server started, not papermill's.
+
+    DARKROOM_PROGRESS=live or quiet decides for front ends that do not tell, such as VS Code.
+    """
+    wish = os.environ.get("DARKROOM_PROGRESS")
+    if wish in ("live", "quiet"):
+        return wish == "live"
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return hasattr(get_ipython(), "kernel") and "JPY_SESSION_NAME" in os.environ
+
+
+def reporter(config):
+    """Return the live view in Lab, None (the trainer's quiet lines) everywhere else."""
+    return Live(config) if in_lab() else None
+
+
+class Live:
+    """Shows a training in the output of the cell that runs it; the trainer calls its methods."""
+
+    def __init__(self, config) -> None:
+        self.run_dir = config.run_dir
+        self.run = config.run
+        self.rows: list[dict] = []
+        self.note = ""
+        self.handles: dict[str, object] = {}
+        self.box = None
+        self.drawn = self.told = 0.0
+        self.pause = PICTURE_SECONDS
+
+    # --- what the trainer calls -----------------------------------------------------------------
+
+    def start(self, total: int, step: int) -> None:
+        """Show bar, buttons and an empty place for curves; earlier rows of the run come back."""
+        from IPython.display import HTML, display
+
+        self.total, self.first, self.step = total, step, step
+        self.began = time.monotonic()
+        self.rows = self._earlier(step)
+        self.handles["bar"] = display(HTML(self._bar()), display_id=True)
+        self.box = self._buttons()
+        if self.box is not None:
+            display(self.box)
+        for name in ("curves", "pictures"):
+            self.handles[name] = display(HTML(""), display_id=True)
+
+    def update(self, row: dict) -> None:
+        """Take the row of a finished step; draw when enough time has passed."""
+        self.rows.append(dict(row))
+        self.step = row["step"]
+        now = time.monotonic()
+        if now - self.told > BAR_SECONDS:
+            self._tell()
+            self.told = now
+        if now - self.drawn > self.pause:
+            self._draw()
+
+    def images(self, step: int, pictures: dict) -> None:
+        """Show the newest restored training crops."""
+        from .triplets import previews
+
+        self._show("pictures", previews(pictures, step))
+
+    def validated(self, step: int, frame) -> None:
+        """Say the newest scores under the bar."""
+        from ..selection import means
+
+        scores = [
+            f"{name.removeprefix('validation/')} {value:.3f}"
+            for name, value in means(frame).items()
+            if name.count("/") == 1
+        ]
+        self.note = f"validated at step {step:,}: " + ", ".join(scores)
+        self._tell()
+
+    def close(self, status: str) -> None:
+        """Show the last state and disable the buttons."""
+        self.note = f"{status}. {self.note}" if self.note else status
+        if not self.handles:
+            return
+        self._tell()
+        if self.rows:
+            self._draw()
+        if self.box is not None:
+            self.box.layout.display = "none"
+
+    # --- how it shows ---------------------------------------------------------------------------
+
+    def _earlier(self, step: int) -> list[dict]:
+        from ..tracking import Rows
+
+        return [r for r in Rows(self.run_dir / "train.jsonl").read() if r["step"] <= step]
+
+    def _bar(self) -> str:
+        done = self.step / max(1, self.total)
+        seconds = time.monotonic() - self.began
+        taken = self.step - self.first
+        rate = taken / seconds if seconds > 0 else 0
+        parts = [f"{self.run}: step {self.step:,} of {self.total:,}", _clock(seconds)]
+        if taken and self.step < self.total:
+            parts += [f"{_clock((self.total - self.step) / rate)} left", f"{rate:.2f} steps/s"]
+        if self.rows:
+            losses = [(k, v) for k, v in self.rows[-1].items() if k.endswith("_total")]
+            parts += [
+                f"{k.removeprefix('loss/').removesuffix('_total')} {v:.4g}" for k, v in losses
+            ]
+        fill = f"width:{100 * done:.1f}%;height:100%;background:#0072B2;border-radius:4px"
+        return (
+            '<div style="max-width:1000px"><div style="height:10px;background:#e3e6ea;'
+            f'border-radius:4px"><div class="darkroom-bar" style="{fill}"></div></div>'
+            f'<div style="font-variant-numeric:tabular-nums">{html.escape(" · ".join(parts))}</div>'
+            f'<div style="color:#6a717b">{html.escape(self.note)}&nbsp;</div></div>'
+        )
+
+    def _tell(self) -> None:
+        from IPython.display import HTML
+
+        self._show("bar", HTML(self._bar()))
+
+    def _draw(self) -> None:
+        import polars as pl
+
+        from .curves import live
+
+        started = time.monotonic()
+        self._show("curves", live(pl.DataFrame(self.rows, infer_schema_length=None), self.total))
+        self.drawn = time.monotonic()
+        self.pause = max(PICTURE_SECONDS, (self.drawn - started) / DRAWING_SHARE)
+
+    def _show(self, place: str, content) -> None:
+        handle = self.handles.get(place)
+        if handle is not None:
+            handle.update(content)
+
+    def _buttons(self):
+        try:
+            from ipywidgets import Button, HBox
+        except ImportError:
+            return None
+        buttons = []
+        for word, (label, icon, hint) in BUTTONS.items():
+            button = Button(description=label, icon=icon, tooltip=hint)
+            button.add_class(f"darkroom-{word}")
+            button.on_click(lambda _, word=word: self.ask(word))
+            buttons.append(button)
+        return HBox(buttons)
+
+    def ask(self, word: str) -> None:
+        """Write a word to the run's control file; buttons call it on the kernel's other thread."""
+        if word not in BUTTONS:
+            raise ValueError(f"{word!r} is no request; there are {', '.join(BUTTONS)}")
+        write_atomically(self.run_dir / "control", word.encode())
+        self.note = ANSWERS[word]
+        self._tell()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
