@@ -1,0 +1,14 @@
+"""The resolved configuration of a run: typed sections, their defaults, and how layers become one.
+
+The only place where a default lives. `load_config` reads, `Config` holds, `difference` compares a
+run's stored config with the one at hand.
+"""
+
+from __future__ import annotations
+
+from .compare import difference
+from .load import load_config
+from .names import ConfigError
+from .resolved import Config
+
+__all__ = ["Config", "ConfigError", "difference", "load_config"]

@@ -1,0 +1,159 @@
+"""The sections about data, degradation, model and loss: every key, its type, default and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from .kinds import (
+    Count,
+    Decay,
+    Integer,
+    Location,
+    Names,
+    Positive,
+    Section,
+    Severity,
+    Share,
+    Timestep,
+    Truth,
+    Weight,
+    _phrases,
+)
+
+Type = Literal["Blur", "Haze", "Lowlight", "Rain", "Snow"]
+Types = Annotated[list[Type], BeforeValidator(_phrases), Field(min_length=1)]
+
+
+class Paths(Section):
+    """Where things lie on this machine; set in params/local.yaml, no part of the hash."""
+
+    data: Location = "."
+    """Folder that `data.train`, `data.prefix` and `validation.data` start from; repo root."""
+    models: Location = "models"
+    """Folder of weights the user supplies."""
+    runs: Location = "runs"
+    """Folder that holds a directory for every run."""
+
+
+class Data(Section):
+    """Which images a run trains on, and how a sample is cut from them."""
+
+    source: Literal[
+        "photographs", "folder", "pairs", "parquet", "shards", "charts", "vessels", "icons"
+    ] = "photographs"
+    """photographs (embedded), folder (a tree of images), pairs (<Type>/{LQ,GT}), parquet."""
+    train: str | None = None
+    """Folder or parquet file of the training images, below `paths.data` unless absolute."""
+    image_key: str = "image_path"
+    """Parquet column with the image to degrade."""
+    lq_key: str = "lq_path"
+    """Parquet column with the degraded image of a pair."""
+    gt_key: str = "gt_path"
+    """Parquet column with the clean image of a pair."""
+    prompt_key: str | None = "prompt"
+    """Parquet column with the prompt; null: none."""
+    prefix: str = ""
+    """Put before every path in the parquet; below `paths.data` unless absolute."""
+    types: Types | None = None
+    """Degradations used of a paired set; null: all."""
+    sample_ratio: Annotated[Share, Field(gt=0)] = 1.0
+    """Share of the training samples used: seeded, stratified by degradation, never validation."""
+    crop: Literal["none", "center", "random"] = "random"
+    """How a training sample is cut, joint for LQ and GT."""
+    crop_size: Count = 512
+    """Side of the crop in pixels."""
+    hflip: Truth = True
+    """Flip half of the samples, joint for LQ and GT."""
+    rotate: Truth = False
+    """Flip vertically and transpose, each with probability 1/2, joint for LQ and GT."""
+    prompt: str = ""
+    """Text for samples that have none of their own."""
+    p_empty_prompt: Share = 0.0
+    """Probability that a training sample's prompt is emptied."""
+    workers: Integer | None = None
+    """Loader processes; null: from the machine, one core left to the trainer."""
+    prefetch: Count | None = None
+    """Batches each worker keeps ready; null: from the machine."""
+
+
+class Degradation(Section):
+    """How an image without a degraded partner is degraded on the fly."""
+
+    kind: Literal["five_types", "real_esrgan", "document", "none"] = "five_types"
+    """five_types (one of the five per sample), real_esrgan (second order), none."""
+    types: Types | None = None
+    """Which of Blur, Haze, Lowlight, Rain, Snow are drawn; null: all five."""
+    severity: Severity = (0.0, 1.0)
+    """Range drawn from, in 0..1: [low, high], easy [0, .33], medium [.33, .67], hard [.67, 1]."""
+
+
+class Model(Section):
+    """The family, its size, what it starts from and which part of it is trained."""
+
+    recipe: Literal[
+        "regression", "one_step_gan", "conditional_diffusion", "flow_matching", "image_to_svg"
+    ] = "regression"
+    """The family."""
+    size: Literal["tiny", "full"] = "tiny"
+    """A named size."""
+    base: str | None = None
+    """Folder (below `paths.models`) or hub id of the base weights; null: random weights."""
+    init_from: str | None = None
+    """A run's name, or a .safetensors/.pth file, whose weights this run starts from."""
+    model_t: Timestep = 200
+    """Timestep the one-step U-Net is told."""
+    coeff_t: Timestep = 200
+    """Timestep whose noise level turns epsilon into x0."""
+    lora_rank: Count | None = None
+    """Rank of the adapters; null: full fine-tuning."""
+    lora_alpha: Positive | None = None
+    """Scale of the adapters; null: equal to the rank."""
+    lora_dropout: Decay = 0.0
+    """Dropout before the adapters; if on, it depends on the split into micro batches."""
+    lora_modules: Names | None = None
+    """Module names that get an adapter; null: the recipe's own list."""
+    lora_blocks: Names | None = None
+    """Only modules below these blocks get one; null: all."""
+    trunk: str = "convnext_large_d_320"
+    """The discriminator's frozen backbone, by its open_clip name."""
+    trunk_weights: str = "laion2b_s29b_b131k_ft_soup"
+    """The backbone's open_clip tag."""
+    condition_channels: Integer = 0
+    """Channels of the condition (such as a mask) beside the image."""
+    width: Count | None = None
+    """Transformer width; null: the size's own."""
+    depth: Count | None = None
+    """Transformer blocks; null: the size's own."""
+    heads: Count | None = None
+    """Attention heads; null: the size's own."""
+    kv_heads: Count | None = None
+    """Heads of keys and values; null: the size's own."""
+    grid: Count = 200
+    """Side of the SVG coordinate grid."""
+    max_seq_length: Count = 2048
+    """Tokens of a training sequence; longer samples are rejected."""
+
+
+class Loss(Section):
+    """Weights of the loss terms; 0 is off."""
+
+    l2: Weight = 1.0
+    """Squared error."""
+    l1: Weight = 0.0
+    """Absolute error."""
+    charbonnier: Weight = 0.0
+    """Smooth absolute error."""
+    ssim: Weight = 0.0
+    """1 - SSIM of luminance."""
+    lpips: Weight = 0.0
+    """LPIPS with the VGG trunk; needs its weights."""
+    vgg: Weight = 0.0
+    """VGG feature distance; needs its weights."""
+    gan: Weight = 0.0
+    """The generator's adversarial term."""
+    velocity: Weight = 0.0
+    """Flow matching's velocity error."""
+    cross_entropy: Weight = 0.0
+    """Token cross-entropy."""
