@@ -270,17 +270,17 @@ def protocols(prediction: torch.Tensor, target: torch.Tensor) -> list[dict]:
     """
     x, y = prediction, target
     rows = [
-        ("psnr", "Y 16-235", psnr_y(x, y)),
-        ("psnr", "Y 16-235, border of 4 cropped", psnr_y(x, y, crop_border=4)),
-        ("psnr", "Y 16-235, not rounded to 8 bit", psnr_y(x, y, round_8bit=False)),
-        ("psnr", "Y full range", psnr_y(x, y, colour="yiq")),
-        ("psnr", "RGB", psnr_rgb(x, y)),
-        ("ssim", "Y 16-235", ssim_y(x, y)),
-        ("ssim", "Y 16-235, border of 4 cropped", ssim_y(x, y, crop_border=4)),
-        ("ssim", "Y 16-235, not rounded to 8 bit", ssim_y(x, y, round_8bit=False)),
-        ("ssim", "Y full range", ssim_y(x, y, colour="yiq")),
-        ("ssim", "RGB, Gaussian window", ssim_rgb(x, y)),
-        ("ssim", "RGB, scikit-image's default window", _ssim_skimage(x, y)),
+        ("PSNR", "Y 16-235", psnr_y(x, y)),
+        ("PSNR", "Y 16-235, border of 4 cropped", psnr_y(x, y, crop_border=4)),
+        ("PSNR", "Y 16-235, not rounded to 8 bit", psnr_y(x, y, round_8bit=False)),
+        ("PSNR", "Y full range", psnr_y(x, y, colour="yiq")),
+        ("PSNR", "RGB", psnr_rgb(x, y)),
+        ("SSIM", "Y 16-235", ssim_y(x, y)),
+        ("SSIM", "Y 16-235, border of 4 cropped", ssim_y(x, y, crop_border=4)),
+        ("SSIM", "Y 16-235, not rounded to 8 bit", ssim_y(x, y, round_8bit=False)),
+        ("SSIM", "Y full range", ssim_y(x, y, colour="yiq")),
+        ("SSIM", "RGB, Gaussian window", ssim_rgb(x, y)),
+        ("SSIM", "RGB, scikit-image's default window", _ssim_skimage(x, y)),
     ]
     return [
         {"metric": metric, "protocol": name, "value": float(v.mean()), "ours": name == "Y 16-235"}
