@@ -1,0 +1,344 @@
+"""Samples and batches: every sample is a pure function of (seed, phase, position).
+
+Position is the number of samples drawn before it in its phase. Nothing here reads a worker id, a rank,
+a clock or a global random state, so the stream is the same for any number of workers and processes,
+and after a resume at any position.
+"""
+# B batch, H height, W width
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import degradations, images
+
+CACHE_BYTES = 192 * 2**20  # decoded pictures kept by each loader process
+NUM_DRAWS = 4  # fixed draws of every (photograph, type) in validation
+
+
+class SampleError(RuntimeError):
+    """A sample cannot be made; the message names the file and the way out."""
+
+
+@dataclass
+class Sample:
+    """One training or validation sample."""
+
+    lq: torch.Tensor  # (3, H, W) float32 in [0, 1]
+    gt: torch.Tensor  # (3, H, W) float32 in [0, 1]
+    prompt: str
+    degradation: str
+    image: str
+    position: int
+    draws: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """Samples of one phase, stacked."""
+
+    lq: torch.Tensor  # (B, 3, H, W) float32 in [0, 1]
+    gt: torch.Tensor  # (B, 3, H, W) float32 in [0, 1]
+    prompts: list[str]
+    degradations: list[str]
+    images: list[str]
+    positions: list[int]
+    draws: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.lq.shape[0]
+
+    def to(self, device) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return replace(
+            self,
+            lq=self.lq.to(device, non_blocking=True),
+            gt=self.gt.to(device, non_blocking=True),
+            draws={k: v.to(device, non_blocking=True) for k, v in self.draws.items()},
+        )
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of equal size into a batch."""
+    sizes = {tuple(s.gt.shape[-2:]) for s in samples}
+    if len(sizes) > 1:
+        raise SampleError(
+            f"a batch holds images of different sizes {sorted(sizes)} (height, width): set "
+            "data.crop to random or center, or train.micro_batch to 1"
+        )
+    return Batch(
+        lq=torch.stack([s.lq for s in samples]),
+        gt=torch.stack([s.gt for s in samples]),
+        prompts=[s.prompt for s in samples],
+        degradations=[s.degradation for s in samples],
+        images=[s.image for s in samples],
+        positions=[s.position for s in samples],
+        draws={k: torch.stack([s.draws[k] for s in samples]) for k in samples[0].draws},
+    )
+
+
+def _digest(seed: int, key: tuple, size: int) -> int:
+    text = repr((int(seed), *key)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=size).digest(), "little")
+
+
+def rng(seed: int, *key: int | str) -> np.random.Generator:
+    """Return the NumPy generator (Philox) that belongs to this seed and key."""
+    return np.random.Generator(np.random.Philox(key=_digest(seed, key, 16)))
+
+
+def torch_rng(seed: int, *key: int | str) -> torch.Generator:
+    """Return the CPU torch generator that belongs to this seed and key."""
+    return torch.Generator().manual_seed(_digest(seed, key, 8) >> 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, phase: str, epoch: int, length: int) -> np.ndarray:
+    return rng(seed, phase, "permutation", epoch).permutation(length)
+
+
+def num_workers(config) -> int:
+    """Return the loader's worker processes: as configured, else one core left to the trainer."""
+    if config.data.workers is not None:
+        return config.data.workers
+    return max(0, min(8, len(os.sched_getaffinity(0)) // _local_processes() - 1))
+
+
+def _local_processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+class _Decoded:
+    """Decoded pictures, the least recently used dropped beyond CACHE_BYTES."""
+
+    def __init__(self) -> None:
+        self.pictures: OrderedDict[str, np.ndarray] = OrderedDict()
+        self.bytes = 0
+
+    def read(self, path: str) -> np.ndarray:
+        if path in self.pictures:
+            self.pictures.move_to_end(path)
+            return self.pictures[path]
+        try:
+            picture = images.read_image(path)
+        except (images.UnreadableImage, OSError) as error:
+            raise SampleError(
+                f"{path} was readable when the index was made and is not now ({error}). Put the file "
+                "back and run the same command to continue, or index again under another run name."
+            ) from error
+        self.pictures[path] = picture
+        self.bytes += picture.nbytes
+        while self.bytes > CACHE_BYTES and len(self.pictures) > 1:
+            self.bytes -= self.pictures.popitem(last=False)[1].nbytes
+        return picture
+
+
+def to_tensor(picture: np.ndarray) -> torch.Tensor:
+    """Turn (H, W, 3) float32 in [0, 1] into a contiguous (3, H, W) tensor, rounded to 8 bit."""
+    rounded = np.rint(np.clip(picture, 0, 1) * 255).astype(np.float32) / np.float32(255)
+    return torch.from_numpy(np.ascontiguousarray(rounded.transpose(2, 0, 1)))
+
+
+def _floats(picture: np.ndarray) -> np.ndarray:
+    return picture.astype(np.float32) / np.float32(255)
+
+
+class TrainingSet:
+    """The training samples of a run, addressed by (phase, position).
+
+    `samples` is the frame of `index.samples(frame, "train")`; `draw` is the recipe's own
+    per-sample randomness.
+    """
+
+    def __init__(self, samples, config, draw: Callable | None = None) -> None:
+        if len(samples) == 0:
+            raise ValueError("no training image is left: see the index report for the reasons")
+        self.rows = samples.select(
+            "image", "lq_path", "gt_path", "degradation", "prompt"
+        ).to_dicts()
+        self.config = config
+        self.draw = draw
+        self.decoded = _Decoded()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, phase: str, position: int) -> dict:
+        """Return the index row at a position: a new seeded permutation every epoch."""
+        epoch, offset = divmod(position, len(self.rows))
+        order = _permutation(self.config.seed, phase, epoch, len(self.rows))
+        return self.rows[order[offset]]
+
+    def __getitem__(self, key: tuple[str, int]) -> Sample:
+        phase, position = key
+        row = self.row(phase, position)
+        config = self.config
+        stream = functools.partial(rng, config.seed, phase, position)
+        gt = self.decoded.read(row["gt_path"])
+        lq = self.decoded.read(row["lq_path"]) if row["lq_path"] else None
+        gt, lq = _augment(gt, lq, config.data, stream("augment"), row["gt_path"])
+        name = row["degradation"]
+        if lq is None:
+            lq, gt, name = degrade(_floats(gt), name, config.degradation, stream("degradation"))
+        else:
+            lq, gt = _floats(lq), _floats(gt)
+        prompt = row["prompt"] or config.data.prompt
+        if stream("prompt").random() < config.data.p_empty_prompt:
+            prompt = ""
+        sample = Sample(to_tensor(lq), to_tensor(gt), prompt, name, row["image"], position)
+        if self.draw is not None:
+            sample.draws = self.draw(sample, torch_rng(config.seed, phase, position, "draw"))
+        return sample
+
+
+def degrade(
+    gt: np.ndarray, name: str | None, section, generator: np.random.Generator, severity=None
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return (lq, gt, degradation) of an image degraded on the fly; both (H, W, 3) in [0, 1].
+
+    HYPIR keeps a pool of 256 images so that one batch mixes several draws; here every sample has
+    its own draws, so there is nothing to mix.
+    """
+    if section.kind == "none":
+        return gt, gt, name or "none"
+    if section.kind == "real_esrgan":
+        lq, sharpened = degradations.real_esrgan.degrade(gt, generator)
+        return lq, sharpened, "real_esrgan"
+    types = section.types or degradations.FIVE_TYPES
+    chosen = name or types[int(generator.integers(len(types)))]
+    if severity is None:
+        severity = degradations.draw_severity(section.severity, generator)
+    return degradations.degrade(gt, chosen, severity, generator), gt, chosen
+
+
+def _augment(gt, lq, section, generator, path):
+    """Crop, flip and rotate an image and its partner jointly; arrays are (H, W, 3) uint8."""
+    size, height, width = section.crop_size, *gt.shape[:2]
+    if section.crop != "none":
+        if min(height, width) < size:
+            raise SampleError(
+                f"{path} is {width}x{height}, smaller than data.crop_size {size}: set data.crop_size "
+                f"to at most {min(height, width)} or leave the image out"
+            )
+        top, left = (height - size) // 2, (width - size) // 2
+        if section.crop == "random":
+            top = int(generator.integers(height - size + 1))
+            left = int(generator.integers(width - size + 1))
+        window = np.s_[top : top + size, left : left + size]
+        gt, lq = gt[window], None if lq is None else lq[window]
+    flip = section.hflip and generator.random() < 0.5
+    vflip = section.rotate and generator.random() < 0.5
+    transpose = section.rotate and generator.random() < 0.5
+
+    def turn(picture):
+        picture = picture[:, ::-1] if flip else picture
+        picture = picture[::-1] if vflip else picture
+        return picture.transpose(1, 0, 2) if transpose else picture
+
+    return turn(gt), None if lq is None else turn(lq)
+
+
+class _Workers(torch.utils.data.Dataset):
+    def __init__(self, dataset: TrainingSet) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        return self.dataset[key]
+
+
+def _prepare_worker(_worker_id: int) -> None:
+    import signal
+
+    # a stop concerns the trainer, which still needs the samples of the step it finishes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def load(
+    dataset: TrainingSet, keys: Iterable[list[tuple[str, int]]], *, workers: int, prefetch=None
+) -> Iterator[Batch]:
+    """Yield one batch for every list of (phase, position) keys, in their order."""
+    import cv2
+
+    # OpenCV's thread pool does not survive a fork: a worker forked beside it hangs at its first call
+    cv2.setNumThreads(0)
+    options = {}
+    if workers > 0:
+        options = {"prefetch_factor": prefetch or 4, "worker_init_fn": _prepare_worker}
+    loader = torch.utils.data.DataLoader(
+        _Workers(dataset),
+        batch_sampler=keys,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # keeps the global random state untouched
+        **options,
+    )
+    yield from loader
+
+
+@dataclass(frozen=True)
+class Item:
+    """One validation picture: a pair on disk, or a photograph with one of its fixed draws."""
+
+    image: str
+    degradation: str
+    draw: int
+    lq_path: str | None
+    gt_path: str
+    prompt: str
+
+
+def validation_items(config, samples) -> list[Item]:
+    """Return the fixed validation items; `samples` is `index.samples(frame, "val")`.
+
+    A photograph degraded on the fly appears with NUM_DRAWS draws of every type. The cap
+    `validation.samples_per_type` takes a seeded choice that spreads over the photographs.
+    """
+    kind, items = config.degradation.kind, []
+    types = {
+        "none": ("none",),
+        "real_esrgan": ("real_esrgan",),
+    }.get(kind, tuple(config.degradation.types or degradations.FIVE_TYPES))
+    for row in samples.sort("image").to_dicts():
+        paths = (row["lq_path"], row["gt_path"], row["prompt"] or config.data.prompt)
+        if row["lq_path"]:
+            items.append(Item(row["image"], row["degradation"] or "Pairs", 0, *paths))
+            continue
+        for name in (row["degradation"],) if row["degradation"] else types:
+            items += [Item(row["image"], name, n, *paths) for n in range(NUM_DRAWS)]
+    cap = config.validation.samples_per_type
+    if cap is None:
+        return items
+    kept = []
+    for name in sorted({i.degradation for i in items}):
+        of_type = [i for i in items if i.degradation == name]
+        pictures = sorted({i.image for i in of_type})
+        order = rng(config.validation.seed, "cap").permutation(len(pictures))
+        rank = {pictures[p]: n for n, p in enumerate(order)}
+        kept += sorted(of_type, key=lambda i: (i.draw, rank[i.image]))[:cap]
+    return kept
+
+
+def load_item(item: Item, config) -> Sample:
+    """Return a validation sample at native size; its draws depend on the item and the seed alone."""
+    gt = images.read_image(Path(item.gt_path))
+    if item.lq_path:
+        lq, gt = _floats(images.read_image(Path(item.lq_path))), _floats(gt)
+    else:
+        generator = rng(config.validation.seed, item.image, item.degradation, item.draw)
+        name = None if item.degradation in ("none", "real_esrgan") else item.degradation
+        lq, gt, _ = degrade(_floats(gt), name, config.degradation, generator)
+    return Sample(
+        to_tensor(lq), to_tensor(gt), item.prompt, item.degradation, item.image, item.draw
+    )

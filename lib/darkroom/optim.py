@@ -1,0 +1,80 @@
+"""Optimizers whose state is kept by parameter name, and the exponential moving average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+
+
+def build(section, phase) -> torch.optim.Optimizer:
+    """Build a phase's optimizer from its `optim.<phase>` section; one group, in name order."""
+    parameters = [phase.parameters[name] for name in sorted(phase.parameters)]
+    options = {"lr": phase.lr, "eps": section.eps, "weight_decay": section.weight_decay}
+    if section.name == "adamw":
+        options["betas"] = tuple(section.betas)
+    return OPTIMIZERS[section.name](parameters, **options)
+
+
+def state_by_name(optimizer: torch.optim.Optimizer, phase) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state as `parameter/key` -> tensor."""
+    state = {}
+    for name, parameter in phase.parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}/{key}"] = torch.as_tensor(value)
+    return state
+
+
+def load_state_by_name(optimizer: torch.optim.Optimizer, phase, state: dict) -> None:
+    """Put state saved by `state_by_name` back; parameters without any stay fresh."""
+    for path, value in state.items():
+        name, key = path.rsplit("/", 1)
+        if name not in phase.parameters:
+            continue
+        parameter = phase.parameters[name]
+        # scalars ("step") stay where the optimizer keeps them, on the CPU
+        value = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
+        optimizer.state[parameter][key] = value
+
+
+class EMA:
+    """Shadow weights: shadow = decay shadow + (1 - decay) weight after every step of the network's phase.
+
+    Covers what is trained; a parameter that joins later enters at its current value.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float, device=None) -> None:
+        self.decay, self.device = decay, device
+        self.shadow: dict[str, torch.Tensor] = {}
+        self.join(parameters)
+
+    def join(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Add parameters that are not covered yet, at their current values."""
+        self.parameters = dict(parameters)
+        for name, parameter in parameters.items():
+            if name not in self.shadow:
+                device = self.device or parameter.device
+                self.shadow[name] = parameter.detach().to(device, torch.float32, copy=True)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the shadow towards the current weights."""
+        for name, parameter in self.parameters.items():
+            shadow = self.shadow[name]
+            shadow.lerp_(parameter.detach().to(shadow.device, shadow.dtype), 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the shadow into the network for the time of a `with` block; the weights come back bit for bit."""
+        kept = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, p in self.parameters.items():
+                p.data = self.shadow[name].to(p.device, p.dtype)
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = kept[name]

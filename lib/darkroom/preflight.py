@@ -1,0 +1,71 @@
+"""What is checked and said before anything expensive starts."""
+
+from __future__ import annotations
+
+
+def check_sizes(config, samples) -> None:
+    """Raise ValueError when a training image cannot give the configured crop.
+
+    `samples` is `index.samples(frame, "train")` with width and height.
+    """
+    section = config.data
+    if section.crop == "none":
+        sizes = sorted(set(samples.select("width", "height").iter_rows()))
+        if len(sizes) > 1 and (config.train.micro_batch or config.train.effective_batch) > 1:
+            raise ValueError(
+                f"data.crop none needs images of one size, and there are {len(sizes)} sizes from "
+                f"{sizes[0]} to {sizes[-1]} (width, height): set data.crop to random or center, or "
+                "train.micro_batch to 1"
+            )
+        return
+    import polars as pl
+
+    size = section.crop_size
+    small = samples.filter(pl.min_horizontal("width", "height") < size)
+    if len(small):
+        names = ", ".join(
+            f"{r['gt_path']} ({r['width']}x{r['height']})" for r in small.head(3).to_dicts()
+        )
+        more = f" and {len(small) - 3} more" if len(small) > 3 else ""
+        largest = samples.select(pl.min_horizontal("width", "height").min()).item()
+        raise ValueError(
+            f"data.crop_size {size} is larger than {len(small)} of {len(samples)} training images: "
+            f"{names}{more}. Set data.crop_size to at most {largest}, or leave these images out"
+        )
+
+
+def report(config, samples, recipe) -> list[tuple[str, str, str]]:
+    """Return rows (what, value, reason) that notebook 03 shows before it starts."""
+    import os
+
+    import torch
+
+    from . import data, precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = precision.choose(config, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU was found"
+    section = config.train
+    micro = section.micro_batch or section.effective_batch
+    rows = [
+        ("device", str(device), name),
+        ("precision", str(chosen.dtype).removeprefix("torch."), chosen.reason),
+        ("attention", precision.attention_kernel(device, chosen.dtype), "chosen by PyTorch"),
+        ("threads", str(torch.get_num_threads()), "pinned, so that a resume adds up alike"),
+        (
+            "loader workers",
+            str(data.num_workers(config)),
+            f"{len(os.sched_getaffinity(0))} cores, one of them for the trainer",
+        ),
+        (
+            "batch",
+            f"{section.effective_batch} = {section.effective_batch // micro} x {micro}",
+            "effective = accumulation x micro; an out-of-memory error takes a smaller micro batch",
+        ),
+        ("training images", str(len(samples)), f"crop {config.data.crop} {config.data.crop_size}"),
+    ]
+    for phase in recipe.phases(config):
+        count = sum(p.numel() for p in phase.parameters.values())
+        terms = ", ".join(f"{k} {v:g}" for k, v in phase.weights.items() if v)
+        rows.append((f"{phase.name} trains", f"{count:,} parameters", f"lr {phase.lr:g}; {terms}"))
+    return rows

@@ -1,0 +1,32 @@
+"""Pictures of a run in progress: the same four training crops, before and after restoration."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from . import data, images
+
+NUM_PREVIEWS = 4
+
+
+def log_images(recipe, dataset: data.TrainingSet, run_dir, step: int) -> dict:
+    """Restore four fixed training crops and write them as `figures/images_<step>.png`.
+
+    Rows are the degraded input, the restored image and the target. Returns the tensors
+    (`lq`, `restored`, `gt`, (4, 3, H, W) in [0, 1]) and the `degradations`.
+    """
+    device = next(recipe.network.parameters()).device
+    batch = data.collate([dataset["preview", n] for n in range(NUM_PREVIEWS)]).to(device)
+    restored = recipe.restore(batch, seed=0).image
+    rows = [torch.cat(list(x.cpu()), dim=2) for x in (batch.lq, restored, batch.gt)]
+    picture = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()  # (3 H, 4 W, 3)
+    path = run_dir / "figures" / f"images_{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    images.write_image(path, np.rint(picture * 255).astype(np.uint8))
+    return {
+        "lq": batch.lq.cpu(),
+        "restored": restored.cpu(),
+        "gt": batch.gt.cpu(),
+        "degradations": batch.degradations,
+    }

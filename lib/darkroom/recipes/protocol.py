@@ -1,0 +1,111 @@
+"""What a model family has to define: networks, phases, per-sample draws, losses and restoration.
+
+The trainer, the memory planner and the time planner read the same `losses`, so a recipe must run on
+fake tensors: no `.item()`, no `.cuda()`, no branch on a value, no boolean mask.
+"""
+# B batch, C channels, H height, W width
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ..data import Batch, Sample
+
+
+@dataclass
+class Phase:
+    """One optimizer's turn in a step.
+
+    `parameters` are what it trains, by name, the name unique in the recipe; `weights` are the loss
+    weights in force; `lr` is the base learning rate, before the schedule.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    lr: float
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Losses:
+    """Unreduced results of one micro batch: every value has shape (B,).
+
+    `terms` are weighted and make the loss; `logs` are detached and only recorded.
+    """
+
+    terms: dict[str, torch.Tensor]
+    logs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Restored:
+    """What restoration returns: images (B, 3, H, W) in [0, 1], and text where the family makes text."""
+
+    image: torch.Tensor
+    text: list[str] | None = None
+
+
+class Recipe(Protocol):
+    """A model family."""
+
+    network: nn.Module  # what EMA averages and `restore` uses
+    modules: dict[str, nn.Module]  # all networks by name; their parameters' names start with it
+    multiple: int  # height and width that `restore` takes are multiples of it
+
+    def phases(self, config) -> list[Phase]:
+        """Return the phases under this (stage's) config; asked again at a stage boundary."""
+
+    def draw(self, sample: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Draw a sample's randomness (noise, timestep, drops) on the CPU, in the loader."""
+
+    def begin(self, phase: Phase) -> None:
+        """Prepare an optimizer step: train or eval mode, requires_grad, the power iteration."""
+
+    def losses(self, batch: Batch, phase: Phase) -> Losses:
+        """Return the loss terms of one micro batch."""
+
+    def restore(self, batch: Batch, *, seed: int, num_steps: int | None = None) -> Restored:
+        """Restore the batch's `lq`."""
+
+
+def trainable(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module that may be trained, named `prefix.name`.
+
+    Asked at construction, while `requires_grad` still says what is frozen for good.
+    """
+    return {f"{prefix}.{n}": p for n, p in module.named_parameters() if p.requires_grad}
+
+
+def buffers(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Return the persistent buffers that training changes (spectral-norm vectors), by name."""
+    return {
+        f"{name}.{key}": value
+        for name, module in recipe.modules.items()
+        for key, value in module.named_buffers()
+        if key.endswith(("weight_u", "weight_v"))
+    }
+
+
+def grad_norm_modules(recipe: Recipe, names: list[str]) -> dict[str, list[nn.Parameter]]:
+    """Return, for each configured name, the network's parameters in modules whose path ends with it."""
+    found = {}
+    for name in names:
+        parameters = [
+            p
+            for path, module in recipe.network.named_modules()
+            if path == name or path.endswith("." + name)
+            for p in module.parameters()
+            if p.requires_grad
+        ]
+        if not parameters:
+            paths = [path for path, _ in recipe.network.named_modules() if path]
+            raise ValueError(
+                f"train.grad_norm_modules names {name!r}, which no trained module ends with; "
+                f"modules are {', '.join(paths[:12])} …"
+            )
+        found[name] = parameters
+    return found

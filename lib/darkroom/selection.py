@@ -1,0 +1,75 @@
+"""Which checkpoint is the best one, and when a run that stopped improving should end."""
+
+from __future__ import annotations
+
+
+def metric_name(config, frame) -> str:
+    """Return the metric that decides: `train.best`, else final_score where it exists, else psnr_y."""
+    if config.train.best:
+        return config.train.best
+    return "final_score" if "final_score" in frame.columns else "psnr_y"
+
+
+def history(frame, metric: str) -> list[tuple[int, float]]:
+    """Return (step, mean over degradations of their mean), ascending; `frame` is validation.parquet."""
+    import polars as pl
+
+    if metric not in frame.columns:
+        raise ValueError(f"{metric!r} is not among the validation's columns {frame.columns}")
+    means = (
+        frame.group_by("step", "degradation")
+        .agg(pl.col(metric).mean())
+        .group_by("step")
+        .agg(pl.col(metric).mean())
+        .sort("step")
+    )
+    return list(means.iter_rows())
+
+
+def means(frame) -> dict[str, float]:
+    """Return `validation/<metric>` and `validation/<Type>/<metric>` of one validation's frame."""
+    import polars as pl
+
+    metrics = [m for m in ("psnr_y", "ssim_y", "lpips", "final_score") if m in frame.columns]
+    metrics = [m for m in metrics if frame[m].null_count() < len(frame)]
+    types = frame.group_by("degradation").agg(pl.col(metrics).mean()).sort("degradation")
+    values = {f"validation/{m}": types[m].mean() for m in metrics}
+    for row in types.to_dicts():
+        values |= {f"validation/{row['degradation']}/{m}": row[m] for m in metrics}
+    return values
+
+
+def _better(metric: str, new: float, old: float, min_delta: float = 0.0) -> bool:
+    lower_is_better = metric in ("lpips", "dists", "niqe")
+    return old - new > min_delta if lower_is_better else new - old > min_delta
+
+
+def judge(frame, config, step: int) -> tuple[bool, tuple[str, str] | None]:
+    """Return whether `step` is the best validation so far, and ("early-stopped", reason) or None.
+
+    A function of the recorded scores alone, so a resumed run judges alike.
+    """
+    import polars as pl
+
+    frame = frame.filter(pl.col("step") <= step)
+    metric = metric_name(config, frame)
+    scores = history(frame, metric)
+    *earlier, (_, score) = scores
+    best = all(_better(metric, score, old) for _, old in earlier)
+    rule = config.train.early_stopping
+    if rule is None:
+        return best, None
+    metric = rule.metric or metric
+    reference, waited = None, 0
+    for _, value in history(frame, metric):
+        if reference is None or _better(metric, value, reference, rule.min_delta):
+            reference, waited = value, 0
+        else:
+            waited += 1
+    if waited < rule.patience:
+        return best, None
+    return best, (
+        "early-stopped",
+        f"{metric} did not improve by {rule.min_delta} in {waited} validations; its best was "
+        f"{reference:.4f}. `checkpoints/best` holds the best weights",
+    )

@@ -1,0 +1,49 @@
+"""`python -m darkroom.train params/x.yaml [--run NAME] [--override a.b=c …]`: train without a notebook."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train as configured; exit status 0 done, 1 refused or failed, 130 SIGINT, 143 SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m darkroom.train", description=__doc__)
+    parser.add_argument("base", help="a params file, or its name: params/tiny.yaml or tiny")
+    parser.add_argument("--run", help="run name; the params file's own by default")
+    parser.add_argument(
+        "--override", nargs="*", default=[], metavar="KEY=VALUE", help="dotted keys, YAML values"
+    )
+    parsed = parser.parse_args(arguments)
+    import yaml
+
+    from . import interrupts, trainer
+    from .checkpoint import CheckpointError
+    from .config import load_config
+    from .data import SampleError
+
+    pairs = [p.partition("=") for p in parsed.override]
+    wrong = [key for key, equals, _ in pairs if not equals]
+    if wrong:
+        parser.error(f"--override takes KEY=VALUE, not {wrong[0]!r}")
+    options = {"run": parsed.run} if parsed.run else {}
+    try:
+        override = {key: yaml.safe_load(value) for key, _, value in pairs}
+        config = load_config(base=parsed.base, override=override, **options)
+        for warning in config.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        trainer.train(config)
+    except interrupts.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 130
+    except interrupts.Terminated as stop:
+        print(stop, file=sys.stderr)
+        return int(stop.code)
+    except (ValueError, RuntimeError, OSError, CheckpointError, SampleError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
