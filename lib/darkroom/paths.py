@@ -24,7 +24,7 @@ def repo_root() -> Path:
         return root
     here, current = Path(__file__).resolve().parent, Path.cwd().resolve()
     for folder in (*here.parents, current, *current.parents):
-        if (folder / "params").is_dir() and (folder / "pyproject.toml").is_file() or (folder / "lib/darkroom/paths.py").is_file():  # TEMPORARY until pyproject.toml is there
+        if (folder / "params").is_dir() and (folder / "pyproject.toml").is_file():
             return folder
     raise FileNotFoundError(
         f"no folder above {here} or {current} holds params/ and pyproject.toml: start inside the "
@@ -78,8 +78,8 @@ class RunLock:
             if not isinstance(error, BlockingIOError):
                 raise
             raise RunLocked(
-                f"{self.path.parent} is being written by {holder or 'another process'}: wait for it, "
-                "stop it, or give this run another name (`run`)"
+                f"{self.path.parent} is being written by {holder or 'another process'}: wait for "
+                "it, stop it, or give this run another name (`run`)"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -99,7 +99,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
     """Write a file so that a reader, or a crash at any instant, sees the old or the new one whole.
 
     `content` is the bytes, or a callable that writes to the path it is given: a temporary name in
-    the same folder that ends in `.partial`, so a writer that goes by suffix must be told the format.
+    the same folder that ends in `.partial`, so a writer must not go by the suffix.
     The data are on the disk before the rename, and the rename before this returns.
     """
     path = Path(path)

@@ -27,8 +27,8 @@ HORIZON = ("train.steps", "train.hours", "train.images", "train.epochs")
 def difference(stored: dict[str, Any], current: Config) -> list[str]:
     """Return a line for every key whose value forbids `current` to continue a run.
 
-    `stored` is the run's `Config.to_dict()`. A key the stored one lacks counts at its default, so an
-    upgrade refuses nothing. PERMITTED keys never count; a run goes on past its horizon with
+    `stored` is the run's `Config.to_dict()`. A key the stored one lacks counts at its default,
+    so an upgrade refuses nothing. PERMITTED keys never count; a run goes on past its horizon with
     `train.extend`, because the learning rate is a function of the horizon.
     """
     before, now = flat(_completed(stored)), flat(current.to_dict())
@@ -53,4 +53,6 @@ def _completed(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

@@ -63,7 +63,11 @@ def _severity(value: Any) -> tuple[float, float]:
         return SEVERITIES[value]
     if isinstance(value, (list, tuple)) and len(value) == 2:
         low, high = (_number(v) for v in value)
-        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and 0 <= low <= high <= 1:
+        if (
+            isinstance(low, (int, float))
+            and isinstance(high, (int, float))
+            and 0 <= low <= high <= 1
+        ):
             return float(low), float(high)
     raise ValueError("write easy, medium, hard, or [low, high] with 0 <= low <= high <= 1")
 
@@ -106,7 +110,9 @@ def _shown(path: Path) -> str:
 def _run_name(value: Any) -> str:
     part = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
     if not isinstance(value, str) or not re.fullmatch(f"{part}(/{part})*", value):
-        raise ValueError("a run's name is made of letters, digits and . _ - = + (and / for a subfolder)")
+        raise ValueError(
+            "a run's name is made of letters, digits and . _ - = + (and / for a subfolder)"
+        )
     return value
 
 

@@ -114,8 +114,8 @@ def _base_layers(base: str | Path | None, above: tuple[Path, ...] = ()) -> list[
     for key in ("base", "run"):
         if key not in document:
             raise ConfigError(
-                f"{_name(path)} has no `{key}:`. Every params file says both, or it would inherit the "
-                f"notebook's: add `{key}: {'null' if key == 'base' else path.stem}`"
+                f"{_name(path)} has no `{key}:`, and would inherit the notebook's: add "
+                f"`{key}: {'null' if key == 'base' else path.stem}`"
             )
     layers = _base_layers(document.pop("base"), (*above, path))
     for key, value in _flat_override(document.pop("override", None)).items():
@@ -126,12 +126,16 @@ def _base_layers(base: str | Path | None, above: tuple[Path, ...] = ()) -> list[
 def _params_path(base: str | Path) -> Path:
     """Find a params file by its name (tiny) or path, which starts at the repo root."""
     if not isinstance(base, (str, Path)) or not str(base):
-        raise ConfigError(f"`base` is {base!r}: write the name of a params file, such as tiny, or null")
+        raise ConfigError(
+            f"`base` is {base!r}: write the name of a params file, such as tiny, or null"
+        )
     root, path = repo_root(), Path(base).expanduser()
     for candidate in (root / path, root / "params" / f"{base}.yaml"):
         if candidate.is_file():
             return candidate.resolve()
-    known = sorted(p.stem for p in (root / "params").glob("*.yaml") if not p.stem.startswith("local"))
+    known = sorted(
+        p.stem for p in (root / "params").glob("*.yaml") if not p.stem.startswith("local")
+    )
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"the nearest is {close[0]}" if close else f"there are {', '.join(known) or 'none'}"
     raise FileNotFoundError(f"no params file {str(base)!r} below {root}: {hint}")
@@ -141,7 +145,9 @@ def _read_local(path: Path) -> dict[str, Any]:
     local = read_params(path) if path.read_text().strip("# \n") else {}
     for key in (*GIVEN[:2], GIVEN[3]):
         if key in local:
-            raise ConfigError(f"{_name(path)} has `{key}`, which belongs to a run, not to a machine")
+            raise ConfigError(
+                f"{_name(path)} has `{key}`, which belongs to a run, not to a machine"
+            )
     return local
 
 
@@ -188,13 +194,19 @@ def _flat_override(override: Any) -> dict[str, Any]:
     if override is None:
         return {}
     if not isinstance(override, dict):
-        raise ConfigError(f"`override` is {override!r}, and must be a dict such as {{loss.gan: 0.3}}")
+        raise ConfigError(
+            f"`override` is {override!r}, and must be a dict such as {{loss.gan: 0.3}}"
+        )
     for key, value in override.items():
         if not isinstance(key, str):
-            raise ConfigError(f"override: the key {key!r} is not text; write it as {{loss.gan: 0.3}}")
+            raise ConfigError(
+                f"override: the key {key!r} is not text; write it as {{loss.gan: 0.3}}"
+            )
         if key in SECTIONS and isinstance(value, dict):
             inner = next(iter(value), "key")
-            raise ConfigError(f"`override` is flat: write `{key}.{inner}`, not a dict under `{key}`")
+            raise ConfigError(
+                f"`override` is flat: write `{key}.{inner}`, not a dict under `{key}`"
+            )
         if key in ("base", "run", "override"):
             raise ConfigError(f"`{key}` cannot be overridden: give it as `{key}` itself")
     return dict(override)

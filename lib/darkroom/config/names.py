@@ -10,10 +10,11 @@ from pydantic import BaseModel
 
 
 class ConfigError(ValueError):
-    """The config cannot be used; the message has a line for every problem, each with its way out."""
+    """The config cannot be used; the message has a line a problem, each with its way out."""
 
 
 LR = "`optim.<phase>.lr`"
+RESUME = "nothing (the same run continues by itself); other weights are `model.init_from`"
 # what other trainers and the guides written for them call a key -> what it is called here
 FAMILIAR = {
     "amp_dtype": "`train.precision`",
@@ -27,7 +28,7 @@ FAMILIAR = {
     "crop_type": "`data.crop`",
     "data_config": "`data`, and `validation` for the validation set",
     "dataloader": "`data` (workers, prefetch)",
-    "degradation_types": "`data.types` for paired data, `degradation.types` for data degraded on the fly",
+    "degradation_types": "`data.types` for paired data, `degradation.types` for others",
     "file_list": "`data.train`, with `data.source: parquet`",
     "gradient_accumulation_steps": "computed: `train.effective_batch` / `train.micro_batch`",
     "grad_accum": "computed: `train.effective_batch` / `train.micro_batch`",
@@ -72,9 +73,8 @@ FAMILIAR = {
     "patience": "`train.early_stopping.patience`",
     "prefetch_factor": "`data.prefetch`",
     "RealESRGANDataset": "`degradation.kind: real_esrgan`",
-    "resume": "nothing: the same run continues by itself; another run's weights are `model.init_from`",
-    "resume_from_checkpoint": "nothing: the same run continues by itself; another run's weights are "
-    "`model.init_from`",
+    "resume": RESUME,
+    "resume_from_checkpoint": RESUME,
     "scheduler": "`optim.schedule.kind`",
     "stride": "`restore.overlap`, a share of the tile",
     "swanlab": "`tracking.report_to: [jsonl, swanlab]`",
@@ -131,7 +131,9 @@ def flat(values, prefix: str = "") -> dict:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def meant(name: str, path: tuple[str, ...], siblings: list[str], everything: tuple[str, ...]) -> str:
+def meant(
+    name: str, path: tuple[str, ...], siblings: list[str], everything: tuple[str, ...]
+) -> str:
     """Say which key was meant by an unknown `name` below `path`, as the end of a sentence."""
     here = ".".join((*path, ""))
     plain = name.lstrip("-").replace("-", "_")

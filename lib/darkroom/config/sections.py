@@ -1,4 +1,4 @@
-"""The sections about data, degradation, model and loss: every key, its type, default and meaning."""
+"""The sections about data, degradation, model and loss: each key, its type, default, meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The resolved config for people: grouped by section, with what differs from the defaults marked."""
+"""The resolved config for people: grouped by section, what differs from the defaults marked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def groups(config) -> dict[str, list[tuple[str, Any, Any]]]:
 
 
 def text(config) -> str:
-    """Return the config as text; `*` marks what differs from the default, which stands behind it."""
+    """Return the config as text; `*` marks what differs from the default, which follows it."""
     lines = [_title(config)]
     for section, rows in groups(config).items():
         lines.append(f"\n{section}")
@@ -67,7 +67,9 @@ def html(config) -> str:
 
 
 def _title(config) -> str:
-    return f"run {config.run} · base {config.base or 'none'} · config {config.hash} · {config.run_dir}"
+    return (
+        f"run {config.run} · base {config.base or 'none'} · config {config.hash} · {config.run_dir}"
+    )
 
 
 def _value(value: Any) -> str:

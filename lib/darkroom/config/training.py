@@ -187,7 +187,7 @@ class Validation(Section):
     """What is scored, how often and with which weights."""
 
     data: str | None = None
-    """Folder or parquet of validation pairs, below `paths.data`; null: the source's held-out part."""
+    """Folder or parquet to score, below `paths.data`; null: the source's held-out part."""
     every: Count | None = 500
     """Steps between validations (and one at the end); null: never."""
     samples_per_type: Count | None = None
@@ -218,7 +218,7 @@ class Restore(Section):
     upscale: Annotated[Positive, Field(ge=1)] = 1.0
     """Enlargement of the input."""
     colour_fix: ColourFix = "off"
-    """Take low frequencies (wavelet) or statistics (adain) from the input; undoes haze correction."""
+    """Low frequencies (wavelet) or statistics (adain) from the input; undoes haze correction."""
 
 
 class Tracking(Section):
