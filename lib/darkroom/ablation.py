@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+from .bootstrap import bootstrap_interval
 
 BASELINE = "baseline"
 EXAMPLE_STEPS = 40
@@ -124,6 +124,8 @@ def run(config, say=print):
     its reason and does not stop the others. `say` gets a line a variant.
     """
     todo = variants(config)
+    for variant in todo:  # a wrong one is refused before the first has run
+        config.with_changes(variant.changes)
     for number, variant in enumerate(todo, start=1):
         path = _write_params(config, variant)
         say(f"{number}/{len(todo)} {variant.folder}")
@@ -193,6 +195,8 @@ def compare(config, baseline: str = BASELINE, metric: str = "psnr_y"):
     """
     import polars as pl
 
+    from .validate import check_comparable
+
     frames: dict[str, list] = {}
     for variant in variants(config):
         scores = _last_scores(folder(config) / variant.folder)
@@ -205,7 +209,7 @@ def compare(config, baseline: str = BASELINE, metric: str = "psnr_y"):
         )
     averaged = {n: pl.concat(f, how="diagonal").group_by(PAIRING).agg(pl.col(metric).mean())
                 for n, f in frames.items()}  # fmt: skip
-    _same_protocol({name: frame for name, parts in frames.items() for frame in parts})
+    check_comparable(pl.concat([f for parts in frames.values() for f in parts], how="diagonal"))
     reference, rows = averaged[baseline], []
     for name, scores in averaged.items():
         row = {"variant": name, "mean": scores[metric].mean(), "images": len(scores)}
@@ -221,42 +225,3 @@ def compare(config, baseline: str = BASELINE, metric: str = "psnr_y"):
     frame = pl.DataFrame(rows, infer_schema_length=None)
     missing = [pl.lit(None, pl.Float64).alias(c) for c in columns if c not in frame.columns]
     return frame.with_columns(missing).select(columns)
-
-
-def _same_protocol(frames: dict) -> None:
-    """Raise ValueError unless all scores carry one protocol and one image set."""
-    for column in ("protocol", "crop_border", "colour", "rounding", "image_set"):
-        seen = {
-            value: name
-            for name, frame in frames.items()
-            if column in frame.columns
-            for value in frame[column].unique()
-        }
-        if len(seen) > 1:
-            listing = "; ".join(f"{name}: {value}" for value, name in seen.items())
-            raise ValueError(
-                f"scores of different {column} cannot be compared ({listing}): validate these "
-                "runs again with one protocol and one set of images"
-            )
-
-
-def bootstrap_interval(
-    values, groups=None, *, level: float = 0.95, draws: int = 4000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return (mean, low, high): the mean and its percentile bootstrap interval.
-
-    Whole groups are resampled (Davison & Hinkley 1997, §3.8): the draws and crops of a photograph
-    are not independent. Without `groups` every value stands alone; the interval of a single group
-    is unknown, NaN.
-    """
-    values = np.asarray(values, dtype=float)
-    names = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    totals = np.bincount(names, weights=values)
-    counts = np.bincount(names)
-    if len(totals) < 2:
-        return float(values.mean()), np.nan, np.nan
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    chosen = generator.integers(len(totals), size=(draws, len(totals)))
-    means = totals[chosen].sum(1) / counts[chosen].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)

@@ -1,8 +1,7 @@
-"""What an index holds: counts, sizes, a contact sheet, the problems; and what training will see.
+"""What an index holds: counts, sizes, a contact sheet, the problems.
 
 Frames are the index of `darkroom.index.build_index`: a row a file. A pair counts once, by its GT.
 """
-# B batch, H height, W width
 
 from __future__ import annotations
 
@@ -198,65 +197,3 @@ def problems(frame) -> Table:
         "reason",
     )
     return Table(table.rename({"path": "file"}), title)
-
-
-@styled
-def inputs_and_targets(batch, number: int = 6) -> Picture:
-    """Draw the first pictures of a training batch, input over target, each with mean and std.
-
-    `batch` has `lq` and `gt` (B, 3, H, W) in [0, 1], `degradations` and `images`.
-    """
-    shown = min(number, len(batch.degradations))
-    lq, gt = batch.lq[:shown].float().cpu().numpy(), batch.gt[:shown].float().cpu().numpy()
-    title = (
-        f"What training sees: input mean {lq.mean():.3f} std {lq.std():.3f}, "
-        f"target mean {gt.mean():.3f} std {gt.std():.3f} (values in [0, 1])"
-    )
-    picture, axes = figure(title, 2, shown, height=max(1.5, 8.6 / shown))
-    for column in range(shown):
-        for row, pictures in enumerate((lq, gt)):
-            axis, values = axes[row, column], pictures[column]
-            bare(axis)
-            axis.imshow(values.transpose(1, 2, 0).clip(0, 1), vmin=0, vmax=1)
-            text = f"mean {values.mean():.2f}  std {values.std():.2f}"
-            axis.set_xlabel(text, fontsize=8, color=MUTED, labelpad=3)
-        name = batch.degradations[column] or "?"
-        axes[0, column].set_title(name, fontsize=9.5, loc="center")
-    for row, name in enumerate(("input (LQ)", "target (GT)")):
-        axes[row, 0].set_ylabel(name, fontsize=9, color=INK)
-    return picture
-
-
-@styled
-def degradations(image: np.ndarray, severities=(0.1, 0.5, 0.9), seed: int = 0) -> Picture:
-    """Draw an image (H, W, 3) uint8 under every type, a row a severity, with its PSNR-Y."""
-    import cv2
-    import torch
-
-    from .. import degradations as source
-    from ..metrics import psnr_y
-
-    edge = min(image.shape[:2])
-    top, left = (image.shape[0] - edge) // 2, (image.shape[1] - edge) // 2
-    square = image[top : top + edge, left : left + edge]
-    side = min(edge, 288)
-    clean = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    types = list(source.FIVE_TYPES)
-    title = "The degradations: one photograph, a row a severity, PSNR-Y of the untouched input"
-    picture, axes = figure(title, len(severities), len(types) + 1, height=1.72)
-    tensor = torch.from_numpy(clean).permute(2, 0, 1)[None]
-    for row, severity in enumerate(severities):
-        for column, name in enumerate(["clean", *types]):
-            axis, shown = axes[row, column], clean
-            bare(axis)
-            if name != "clean":
-                generator = np.random.Generator(np.random.Philox(key=seed))
-                shown = source.degrade(clean, name, severity, generator)
-                lq = torch.from_numpy(np.ascontiguousarray(shown)).permute(2, 0, 1)[None]
-                decibel = float(psnr_y(lq, tensor)[0])
-                axis.set_xlabel(f"{decibel:.1f} dB", fontsize=8, color=MUTED, labelpad=2)
-            axis.imshow(shown.clip(0, 1))
-            if row == 0:
-                axis.set_title(name, fontsize=9.5, loc="center")
-        axes[row, 0].set_ylabel(f"severity {severity:g}", fontsize=9, color=INK)
-    return picture

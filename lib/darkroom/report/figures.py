@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .before import first_batch, preflight, rates
+from .comparisons import differences, protocols, variants
 from .costs import parameters, static_memory
 from .curves import (
     gradient_norms,
@@ -10,18 +12,17 @@ from .curves import (
     loss_by_degradation,
     losses,
     memory,
-    schedule,
 )
 from .dataset import (
     contact_sheet,
     counts,
-    degradations,
-    inputs_and_targets,
     problems,
     resolutions,
     summary,
 )
-from .scores import absent, bars, differences, over_training, protocols
+from .outcome import checkpoints, newest_images
+from .samples import degradations
+from .scores import absent, against_affine, bars, over_training, training_history
 from .scores import summary as scores
 from .tables import Table
 from .triplets import extremes, previews, protocol_rows, restore, triplets
@@ -29,30 +30,36 @@ from .triplets import extremes, previews, protocol_rows, restore, triplets
 __all__ = [
     "Table",
     "absent",
+    "against_affine",
     "bars",
+    "checkpoints",
     "contact_sheet",
     "counts",
     "degradations",
     "differences",
     "extremes",
+    "first_batch",
     "gradient_norms",
-    "inputs_and_targets",
     "learning_rates",
     "live",
     "loss_by_degradation",
     "losses",
     "memory",
+    "newest_images",
     "over_training",
     "parameters",
+    "preflight",
     "previews",
     "problems",
     "protocol_rows",
     "protocols",
     "resolutions",
+    "rates",
     "restore",
-    "schedule",
     "scores",
     "static_memory",
     "summary",
+    "training_history",
     "triplets",
+    "variants",
 ]

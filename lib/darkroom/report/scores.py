@@ -10,11 +10,9 @@ import numpy as np
 
 from .style import (
     BASELINE,
-    BLUE,
     INK,
     INPUT,
     MUTED,
-    ORANGE,
     RESTORED,
     Picture,
     colour_of,
@@ -34,6 +32,36 @@ def latest(frame):
     return frame.filter(pl.col("step") == pl.col("step").max())
 
 
+def against_affine(config, frame):
+    """Return the frame with the best affine colour correction's scores of the same images.
+
+    `frame` is of `darkroom.validate.validate(config)`; the correction is fitted on these images.
+    """
+    from .. import baseline, data
+    from ..config import Config
+    from ..run import RunDirectory, read_config
+
+    given = config.to_dict()
+    mixed = {name: given[name] for name in ("validation", "restore", "paths")}
+    config = Config.from_dict(read_config(config.run_dir).to_dict() | mixed)
+    items = data.validation_items(config, RunDirectory(config).samples("val"))
+    keys = ["image", "degradation", "draw"]
+    affine = baseline.best_affine(config, items).select(*keys, "psnr_y_affine", "ssim_y_affine")
+    return frame.join(affine, on=keys, how="left", maintain_order="left")
+
+
+def training_history(frame):
+    """Return the validations that can be compared with each other and cover the most steps.
+
+    `frame` is `darkroom.validate.read(run_dir, everything=True)`: those of training, on their own
+    images, beside those of notebook 04.
+    """
+    from ..validate import PROTOCOL_COLUMNS
+
+    parts = frame.partition_by(*PROTOCOL_COLUMNS, "weights", maintain_order=True)
+    return max(parts, key=lambda part: part["step"].n_unique())
+
+
 def _kinds(frame, metric: str) -> list[tuple[str, str, str]]:
     """Return (column, label, colour) of the input, the baseline if there is one, the result."""
     known = [
@@ -46,7 +74,7 @@ def _kinds(frame, metric: str) -> list[tuple[str, str, str]]:
 
 def interval(frame, column: str) -> tuple[float, float, float]:
     """Return mean and 95 % bootstrap interval of a column, resampling whole photographs."""
-    from ..ablation import bootstrap_interval
+    from ..bootstrap import bootstrap_interval
 
     part = frame.select("image", column).drop_nulls()
     return bootstrap_interval(part[column].to_numpy(), part["image"].to_list())
@@ -56,6 +84,9 @@ def summary(frame, metric: str = "psnr_y") -> Table:
     """Return a row a degradation: input, baseline, restored, gain with its interval, SSIM."""
     import polars as pl
 
+    from ..validate import check_comparable
+
+    check_comparable(frame)
     frame = latest(frame).with_columns((pl.col(metric) - pl.col(f"{metric}_input")).alias("gain"))
     names, rows = sorted(frame["degradation"].unique()), []
     for name in names:
@@ -94,7 +125,7 @@ def _overall(frame) -> tuple[float, float]:
 
 
 def absent(frame) -> str:
-    """Return why LPIPS, and so the final score, is missing from a validation; else an empty text."""
+    """Return why LPIPS, and so the final score, is missing; an empty text when it is there."""
     if "lpips" in frame.columns and frame["lpips"].is_not_null().any():
         return ""
     from ..metrics import Absent, lpips
@@ -185,75 +216,4 @@ def over_training(frame, metric: str = "psnr_y") -> Picture:
             textcoords=axis.get_yaxis_transform(), annotation_clip=False,
         )  # fmt: skip
     axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    return picture
-
-
-@styled
-def protocols(rows: list[dict]) -> Picture:
-    """Draw restored images' scores under the protocols that papers mix.
-
-    `rows` are those of `darkroom.metrics.protocols`, of any number of images; they are averaged.
-    """
-    import polars as pl
-
-    frame = pl.DataFrame(rows).with_columns(pl.col("metric").str.to_uppercase())
-    frame = frame.group_by("metric", "protocol", "ours", maintain_order=True).agg(
-        pl.col("value").mean()
-    )
-    metrics = [m for m in ("PSNR", "SSIM") if m in frame["metric"].to_list()]
-    parts = [frame.filter(pl.col("metric") == m).sort("value") for m in metrics]
-    apart = float(parts[0]["value"].max() - parts[0]["value"].min())
-    unit = "dB" if metrics[0] == "PSNR" else ""
-    title = f"The same images, {apart:.1f} {unit} apart: why two papers differ"
-    rows = max(len(p) for p in parts)
-    picture, axes = figure(title, 1, len(parts), height=0.9 + 0.34 * rows)
-    for axis, metric, part in zip(axes[0], metrics, parts, strict=True):
-        place = np.arange(len(part))
-        colours = [BLUE if ours else INPUT for ours in part["ours"]]
-        values = part["value"].to_numpy()
-        floor = values.min() - 0.35 * max(np.ptp(values), 1e-3)
-        axis.hlines(place, floor, values, color=colours, linewidth=2)
-        axis.scatter(values, place, color=colours, s=42, zorder=3)
-        for spot, value in zip(place, values, strict=True):
-            text = f"{value:.2f}" if metric == "PSNR" else f"{value:.3f}"
-            axis.annotate(
-                text, (value, spot), (8, 0), textcoords="offset points", va="center", fontsize=9
-            )
-        ours = [" (ours)" if o else "" for o in part["ours"]]
-        axis.set_yticks(place, [a + b for a, b in zip(part["protocol"], ours, strict=True)])
-        axis.tick_params(axis="y", length=0, labelcolor=INK)
-        axis.grid(axis="y", visible=False)
-        axis.set(title=f"{metric} ({unit})" if metric == "PSNR" else metric)
-        axis.set_xlim(floor, values.max() + 0.25 * max(np.ptp(values), 1e-3))
-        axis.set_ylim(len(part) - rows - 0.6, len(part) - 0.4)
-    return picture
-
-
-@styled
-def differences(frame, metric: str = "psnr_y") -> Picture:
-    """Draw every variant's paired difference to the baseline with its 95 % interval.
-
-    `frame` is `darkroom.ablation.compare`'s: `variant`, `difference`, `low`, `high`.
-    """
-    others = frame.drop_nulls("difference").sort("difference")
-    clear = int(((others["low"] > 0) | (others["high"] < 0)).sum())
-    unit = UNITS.get(metric, metric)
-    title = f"{clear} of {len(others)} variants differ from the baseline beyond their interval"
-    picture, axes = figure(title, height=1.0 + 0.42 * len(others))
-    axis, place = axes[0, 0], np.arange(len(others))
-    value, low, high = (others[c].to_numpy() for c in ("difference", "low", "high"))
-    for spot, v, a, b in zip(place, value, low, high, strict=True):
-        colour = BLUE if a > 0 else ORANGE if b < 0 else MUTED
-        axis.plot([a, b], [spot, spot], color=colour, linewidth=3, solid_capstyle="round")
-        axis.scatter([v], [spot], color=colour, s=50, zorder=3, edgecolor="white")
-        axis.annotate(
-            f"{v:+.2f}", (max(a, b), spot), (8, 0), textcoords="offset points", va="center"
-        )
-    axis.axvline(0, color=INK, linewidth=1)
-    axis.set_yticks(place, others["variant"].to_list())
-    axis.tick_params(axis="y", length=0, labelcolor=INK)
-    axis.grid(axis="y", visible=False)
-    axis.margins(x=0.12)
-    axis.set_ylim(-0.6, len(others) - 0.4)
-    axis.set_xlabel(f"difference in {unit}, same images, 95 % interval over photographs")
     return picture

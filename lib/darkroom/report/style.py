@@ -63,6 +63,15 @@ class Picture(Figure):
             self.savefig(buffer, format="png", dpi=self.dpi)
         return buffer.getvalue()
 
+    def keep(self, config, name: str) -> Picture:
+        """Write the figure to `runs/<run>/figures/<name>.png` and return it, to be shown."""
+        from ..paths import write_atomically
+
+        folder = config.run_dir / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"{name}.png", self.png())
+        return self
+
     def _repr_png_(self) -> bytes:
         return self.png()
 

@@ -1,0 +1,73 @@
+"""What notebook 03 shows before it starts: the plan, the learning rates, inputs and targets."""
+
+from __future__ import annotations
+
+import math
+
+from .curves import schedule
+from .samples import inputs_and_targets
+from .style import Picture
+from .tables import Table
+
+
+def _samples(config):
+    from ..run import RunDirectory
+
+    return RunDirectory(config).samples("train")
+
+
+def horizon(config) -> tuple[int | None, str]:
+    """Return the horizon in steps and its reason; None where only a timed probe can tell."""
+    section, batch = config.train, config.train.effective_batch
+    if section.steps is not None:
+        return section.steps, "train.steps"
+    if section.hours is not None:
+        return None, f"train.hours {section.hours:g}: fixed after a timed probe"
+    if section.images is not None:
+        return math.ceil(section.images / batch), f"train.images {section.images:,} / {batch}"
+    images = len(_samples(config))
+    steps = math.ceil(section.epochs * images / batch)
+    return steps, f"train.epochs {section.epochs:g} x {images} images / {batch}"
+
+
+def preflight(config) -> Table:
+    """Return the table of what is about to run: device, precision, batch, horizon, and why."""
+    import polars as pl
+
+    from ..plan.memory import build_on_meta
+    from ..preflight import check_sizes, report
+
+    samples = _samples(config)
+    check_sizes(config, samples)
+    rows = list(report(config, samples, build_on_meta(config)))
+    steps, reason = horizon(config)
+    seen = f"; {steps * config.train.effective_batch:,} images seen" if steps else ""
+    rows.append(("horizon", f"{steps:,} steps" if steps else "not yet known", reason + seen))
+    rows += [("note", "", line) for line in config.notes]
+    rows += [("warning", "", line) for line in config.warnings]
+    frame = pl.DataFrame(rows, schema=["what", "value", "why"], orient="row")
+    return Table(frame, f"About to train {config.run}")
+
+
+def rates(config) -> Picture | Table:
+    """Draw the learning rate of every phase over the horizon; a line where it is not known yet."""
+    import polars as pl
+
+    from ..plan.memory import build_on_meta
+
+    steps, reason = horizon(config)
+    if steps is None:
+        return Table(pl.DataFrame({"learning rate": [reason]}))
+    phases = build_on_meta(config).phases(config)
+    return schedule(config, steps, {p.name: p.lr for p in phases})
+
+
+def first_batch(config, number: int = 6) -> Picture:
+    """Draw the first training samples of the first phase, input over target."""
+    from .. import data
+    from ..plan.memory import build_on_meta
+
+    phase = build_on_meta(config).phases(config)[0]
+    dataset = data.TrainingSet(_samples(config), config)
+    number = min(number, config.train.effective_batch)
+    return inputs_and_targets(data.collate([dataset[phase.name, n] for n in range(number)]), number)
