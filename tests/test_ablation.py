@@ -3,7 +3,6 @@
 import numpy as np
 import polars as pl
 import pytest
-
 from darkroom import ablation, load_config
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from darkroom import load_config, optim, recipes
 from darkroom.plan import memory
 

@@ -56,7 +56,7 @@ def variants(config) -> list[Variant]:
 
 def _example(config) -> dict[str, dict]:
     """Return baseline and two variants at a short horizon and with few validation images."""
-    short = {"train.steps": EXAMPLE_STEPS, "validation.samples_per_type": 4}
+    short = _example_horizon()
     slower = {"optim." + p + ".lr": lr / 4 for p, lr in _rates(config).items()}
     return {
         BASELINE: short,
@@ -72,6 +72,17 @@ def _example(config) -> dict[str, dict]:
 def is_example(config) -> bool:
     """Say whether this config asks for nothing itself and so gets the short example."""
     return not config.ablation.grid and not config.ablation.variants
+
+
+def describe(config, variant: Variant) -> str:
+    """Return what a variant changes in words; what the example shortens everywhere is left out."""
+    common = _example_horizon() if is_example(config) else {}
+    changes = {k: v for k, v in variant.changes.items() if common.get(k) != v}
+    return ", ".join(f"{k} = {v}" for k, v in changes.items()) or "–"
+
+
+def _example_horizon() -> dict:
+    return {"train.steps": EXAMPLE_STEPS, "validation.samples_per_type": 4}
 
 
 def _rates(config) -> dict[str, float]:
@@ -156,7 +167,7 @@ def results(config):
         row = {
             "variant": variant.name,
             "seed": variant.seed if variant.seed is not None else config.seed,
-            "changes": ", ".join(f"{k} = {v}" for k, v in variant.changes.items()) or "–",
+            "changes": describe(config, variant),
             "status": status["status"],
             "step": status["step"],
         }

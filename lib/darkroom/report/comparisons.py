@@ -20,7 +20,7 @@ def variants(config) -> Table:
         {
             "variant": v.name,
             "seed": config.seed if v.seed is None else v.seed,
-            "changes": ", ".join(f"{k} = {x}" for k, x in v.changes.items()) or "–",
+            "changes": ablation.describe(config, v),
         }
         for v in todo
     ]
