@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 
 from darkroom.degradations import kernels
-from darkroom.degradations.fields import normal
+from darkroom.degradations.fields import between, normal
 
-# kind, share, kernel extent in px at severity 0 and 1
+# kernel extents in px at severity 0 and 1
 MOTION_LENGTH = (5.0, 32.0)
 DEFOCUS_RADIUS = (1.4, 5.8)
 GAUSSIAN_SIGMA = (1.0, 3.8)
@@ -40,8 +40,3 @@ def blur_kernel(severity: float, generator: np.random.Generator) -> np.ndarray:
         return kernels.disc(between(DEFOCUS_RADIUS, spread))
     sigma = between(GAUSSIAN_SIGMA, spread)
     return kernels.gaussian(kernels.odd_size(3 * sigma), sigma)
-
-
-def between(ends: tuple[float, float], share: float) -> float:
-    """Interpolate linearly between the two ends."""
-    return ends[0] + (ends[1] - ends[0]) * share

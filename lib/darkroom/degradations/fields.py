@@ -11,6 +11,16 @@ FRAME = 512  # px: a smaller image is a window of a frame of this size
 _GRID = 8  # px between the points where a smooth field is evaluated
 
 
+def between(ends: tuple[float, float], share: float) -> float:
+    """Interpolate linearly between two ends."""
+    return ends[0] + (ends[1] - ends[0]) * share
+
+
+def log_between(ends: tuple[float, float], share: float) -> float:
+    """Interpolate between two positive ends by ratio."""
+    return ends[0] * (ends[1] / ends[0]) ** share
+
+
 def stream(seed: int) -> np.random.Generator:
     """Return a fast generator for whole arrays."""
     return np.random.Generator(np.random.SFC64(seed))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from darkroom.degradations.fields import smooth, window
+from darkroom.degradations.fields import between, smooth, window
 
 OPTICAL_DEPTH = (0.32, 1.12)  # beta * mean depth at severity 0 and 1
 AIRLIGHT = (0.72, 1.0)
@@ -16,10 +16,10 @@ def haze(image: np.ndarray, severity: float, generator: np.random.Generator) -> 
     float32 (H, W, 3) in [0, 1].
     Sources: Koschmieder 1924; Narasimhan & Nayar, "Vision and the Atmosphere", IJCV 2002.
     """
-    beta = OPTICAL_DEPTH[0] + (OPTICAL_DEPTH[1] - OPTICAL_DEPTH[0]) * severity
+    beta = between(OPTICAL_DEPTH, severity)
     beta *= 0.85 + 0.3 * generator.random()
     t = np.exp(-beta * depth(image.shape[:2], generator))[..., None]  # (H, W, 1)
-    brightness = AIRLIGHT[0] + (AIRLIGHT[1] - AIRLIGHT[0]) * generator.random()
+    brightness = between(AIRLIGHT, generator.random())
     tint = 1.0 + 0.012 * generator.standard_normal(3)
     airlight = np.clip(brightness * tint, 0.0, 1.0).astype(np.float32)
     return airlight + (image - airlight) * t

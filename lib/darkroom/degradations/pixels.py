@@ -1,4 +1,4 @@
-"""Pixel values and sizes: the checks, the 8-bit rounding and the resizing all degradations share."""
+"""Pixel values and sizes: the checks, the 8-bit rounding and the resizing they all share."""
 
 import cv2
 import numpy as np
