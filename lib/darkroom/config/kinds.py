@@ -52,8 +52,11 @@ def _amount(value: Any) -> int | str:
         if float(found[1]) > 100:
             raise ValueError("a share of the horizon is at most 100%")
         return f"{found[1]}%"
-    number = _number(value) if not isinstance(value, str) or "%" not in value else value
-    if not isinstance(number, (int, float)) or number < 0 or number != int(number):
+    try:
+        number = _number(value)
+    except ValueError:
+        number = None
+    if not isinstance(number, (int, float)) or number < 0 or number % 1:
         raise ValueError('write steps, such as 100, or a share of the horizon, such as "5%"')
     return int(number)
 

@@ -141,6 +141,8 @@ def meant(
         return "dotted keys go into `override`, such as override: {loss.gan: 0.3}"
     if ours := _FAMILIAR.get(plain.lower()):
         return f"it is called {ours} here"
+    if close := difflib.get_close_matches(plain, siblings, n=1, cutoff=0.85):
+        return f"the nearest is `{here}{close[0]}`"
     elsewhere = [key for key in everything if key.rsplit(".", 1)[-1] == plain]
     if elsewhere and len(elsewhere) <= 2:
         return "the nearest is " + " or ".join(f"`{key}`" for key in elsewhere)
