@@ -20,7 +20,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import real_esrgan_reference as reference  # noqa: E402
-
 from darkroom.degradations import FIVE_TYPES, degrade, draw_severity, real_esrgan  # noqa: E402
 
 SEEDS = range(200)

@@ -10,11 +10,10 @@ import real_esrgan_reference as reference
 import skimage.data
 import torch
 import torch.nn.functional as F
-from scipy.special import j1
-
 from darkroom.degradations import jpeg, kernels, pixels, real_esrgan
 from darkroom.degradations.real_esrgan import RealESRGAN
 from darkroom.degradations.real_esrgan_draws import NoiseDraw, draw_kernel
+from scipy.special import j1
 
 
 @pytest.fixture(scope="module")

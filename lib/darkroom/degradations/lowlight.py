@@ -12,7 +12,7 @@ READ = (1e-4, 8e-4)  # standard deviation in light (the root of Foi's b), log-un
 
 
 def lowlight(image: np.ndarray, severity: float, generator: np.random.Generator) -> np.ndarray:
-    """Expose too little: light times k, noise of variance a x + b, an encoding gamma, a slight cast.
+    """Expose too little: light times k with a cast, noise of variance a x + b, an encoding gamma.
 
     The image is taken to light (gamma 2.2), scaled, given Poisson-Gaussian noise in its normal
     approximation, clipped at black and encoded with a gamma of 1.8 to 2.4, so that

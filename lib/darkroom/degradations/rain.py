@@ -74,11 +74,10 @@ def streak_layer(
         ]
     )
     turn[:, 2] -= turn[:, :2] @ (breadth / 2, height / 2)
-    turned = cv2.warpAffine(
+    return cv2.warpAffine(
         field * np.float32(gain),
         turn,
         (breadth, height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT_101,
     )
-    return turned
