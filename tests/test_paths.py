@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from darkroom import paths
 
 LIB = Path(paths.__file__).resolve().parents[1]

@@ -103,10 +103,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
     The data are on the disk before the rename, and the rename before this returns.
     """
     path = Path(path)
-    _remove_partials(path)
-    temporary = path.with_name(
-        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.partial"
-    )
+    temporary, lock = _temporary(path)
     try:
         if callable(content):
             content(temporary)
@@ -118,7 +115,30 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     fsync_folder(path.parent)
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """Return a name to write to and the lock on it.
+
+    The usual name is fixed, so that the next writer takes over what a killed one left; while
+    somebody else is writing there, it is one of this thread's own.
+    """
+    usual = path.with_name(f".{path.name}.partial")
+    lock = os.open(usual, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(usual)):  # else just renamed by its writer
+            os.ftruncate(lock, 0)
+            return usual, lock
+    except OSError:
+        pass
+    os.close(lock)
+    own = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    return path.with_name(f".{path.name}.{own}.partial"), None
 
 
 def fsync_folder(folder: Path) -> None:
@@ -128,24 +148,3 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove_partials(path: Path) -> None:
-    """Remove what killed writers on this host left of this file."""
-    prefix = f".{path.name}.{socket.gethostname()}."
-    for entry in os.scandir(path.parent):
-        if not (entry.name.startswith(prefix) and entry.name.endswith(".partial")):
-            continue
-        pid = entry.name.removeprefix(prefix).split(".")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            Path(entry.path).unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -37,15 +37,18 @@ def load_config(
 
     Layers, deep-merged, the later wins: the typed defaults; the file `base` (params/tiny.yaml when
     not given, None for none) over its own base; the sections; params/local.yaml; `override`, a flat
-    dict of dotted keys. Names given beside a namespace win over the namespace's. Raises ConfigError
-    that names the nearest valid key; FileNotFoundError for a missing base.
+    dict of dotted keys, where a params file's own come before those given. Names given beside a
+    namespace win over the namespace's. In a notebook the result is shown. Raises ConfigError that
+    names the nearest valid key; FileNotFoundError for a missing base.
     """
     given = _from_namespace(namespace) if namespace is not None else {}
     given |= {k: v for k, v in (("base", base), ("run", run)) if v is not _ABSENT}
     given = merge(given, sections)
-    override = {**_flat_override(given.pop("override", None)), **_flat_override(override)}
+    overrides = [given.pop("override", None), override]
     base = given.pop("base", DEFAULT_BASE)
     layers = _base_layers(base)
+    overrides = [*(layer.pop("override", None) for _, layer in layers), *overrides]
+    override = {key: value for each in overrides for key, value in _flat_override(each).items()}
     if given.get("run") is None:
         given.pop("run", None)
     layers.append(("", given))
@@ -58,7 +61,12 @@ def load_config(
     for key, value in override.items():
         put(values, key, value)
     values |= {"base": None if base is None else str(base), "override": override}
-    return Config.from_dict(values, lambda path: _origin(path, layers, override))
+    config = Config.from_dict(values, lambda path: _origin(path, layers, override))
+    if namespace is not None and "get_ipython" in namespace:
+        from IPython.display import display
+
+        display(config)
+    return config
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +126,6 @@ def _base_layers(base: str | Path | None, above: tuple[Path, ...] = ()) -> list[
                 f"`{key}: {'null' if key == 'base' else path.stem}`"
             )
     layers = _base_layers(document.pop("base"), (*above, path))
-    for key, value in _flat_override(document.pop("override", None)).items():
-        put(document, key, value)
     return [*layers, (f" (in {_name(path)})", document)]
 
 
