@@ -22,7 +22,7 @@ BUTTONS = {
     "stop": ("Stop", "stop", "Save and end the run; the same call continues it"),
 }
 ANSWERS = {
-    "pause": "pausing after this step",
+    "pause": "pausing after this step, until Resume or Stop",
     "resume": "going on",
     "validate": "validating after this step",
     "save": "saving after this step",
@@ -30,7 +30,7 @@ ANSWERS = {
 }
 BAR_SECONDS = 0.5  # between two updates of the bar
 PICTURE_SECONDS = 4.0  # and at least between two drawings of the curves
-DRAWING_SHARE = 0.03  # of the run's time may go into drawing
+DRAWING_SHARE = 0.05  # of the run's time may go into drawing
 
 
 def in_lab() -> bool:
@@ -60,7 +60,7 @@ class Live:
         self.run_dir = config.run_dir
         self.run = config.run
         self.rows: list[dict] = []
-        self.note = ""
+        self.scores = self.asked = ""
         self.handles: dict[str, object] = {}
         self.box = None
         self.drawn = self.told = 0.0
@@ -73,7 +73,7 @@ class Live:
         from IPython.display import HTML, display
 
         self.total, self.first, self.step = total, step, step
-        self.began = time.monotonic()
+        self.began = self.drawn = time.monotonic()
         self.rows = self._earlier(step)
         self.handles["bar"] = display(HTML(self._bar()), display_id=True)
         self.box = self._buttons()
@@ -86,6 +86,8 @@ class Live:
         """Take the row of a finished step; draw when enough time has passed."""
         self.rows.append(dict(row))
         self.step = row["step"]
+        if self.asked and not (self.run_dir / "control").exists():
+            self.asked = ""  # the trainer has taken the request
         now = time.monotonic()
         if now - self.told > BAR_SECONDS:
             self._tell()
@@ -108,12 +110,12 @@ class Live:
             for name, value in means(frame).items()
             if name.count("/") == 1
         ]
-        self.note = f"validated at step {step:,}: " + ", ".join(scores)
+        self.scores = f"validated at step {step:,}: " + ", ".join(scores)
         self._tell()
 
     def close(self, status: str) -> None:
         """Show the last state and disable the buttons."""
-        self.note = f"{status}. {self.note}" if self.note else status
+        self.asked = status
         if not self.handles:
             return
         self._tell()
@@ -142,12 +144,13 @@ class Live:
             parts += [
                 f"{k.removeprefix('loss/').removesuffix('_total')} {v:.4g}" for k, v in losses
             ]
+        note = " · ".join(part for part in (self.asked, self.scores) if part)
         fill = f"width:{100 * done:.1f}%;height:100%;background:#0072B2;border-radius:4px"
         return (
             '<div style="max-width:1000px"><div style="height:10px;background:#e3e6ea;'
             f'border-radius:4px"><div class="darkroom-bar" style="{fill}"></div></div>'
             f'<div style="font-variant-numeric:tabular-nums">{html.escape(" · ".join(parts))}</div>'
-            f'<div style="color:#6a717b">{html.escape(self.note)}&nbsp;</div></div>'
+            f'<div style="color:#6a717b">{html.escape(note)}&nbsp;</div></div>'
         )
 
     def _tell(self) -> None:
@@ -180,6 +183,7 @@ class Live:
             button = Button(description=label, icon=icon, tooltip=hint)
             button.add_class(f"darkroom-{word}")
             button.on_click(lambda _, word=word: self.ask(word))
+            _answer_on_subshell(button)
             buttons.append(button)
         return HBox(buttons)
 
@@ -188,8 +192,17 @@ class Live:
         if word not in BUTTONS:
             raise ValueError(f"{word!r} is no request; there are {', '.join(BUTTONS)}")
         write_atomically(self.run_dir / "control", word.encode())
-        self.note = ANSWERS[word]
+        self.asked = ANSWERS[word]
         self._tell()
+
+
+def _answer_on_subshell(widget) -> None:
+    """Let a widget's messages be handled on the subshell that Lab sends them to.
+
+    ipykernel 7.4 hands them back to the shell that opened the widget, which is the one that trains.
+    """
+    if hasattr(widget.comm, "_reply_subshell_for"):
+        widget.comm._reply_subshell_for = lambda _data, sent_to: sent_to
 
 
 def _clock(seconds: float) -> str:
