@@ -257,7 +257,7 @@ def test_papermill_runs_a_good_file_and_refuses_a_misspelt_section(repo, tmp_pat
     )
     load = nbformat.v4.new_code_cell(
         "from darkroom import load_config\nconfig = load_config(globals())\n"
-        "print(config.run, config.loss.gan, config.loss.l1, config.optim.generator.lr)"
+        "print(config.run, config.loss.gan, config.loss.l1, config.optim.generator.lr)\nconfig"
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     document = nbformat.v4.new_notebook(
@@ -282,7 +282,7 @@ def test_papermill_runs_a_good_file_and_refuses_a_misspelt_section(repo, tmp_pat
     done = papermill("-f", str(good), "-y", "override: {loss.gan: 0.3}")
     assert done.returncode == 0, done.stderr
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-    shown, printed = cells[-1].outputs
+    printed, shown = cells[-1].outputs
     assert "<b>0.3</b>" in "".join(shown.data["text/html"])
     assert printed.text == "good 0.3 2.0 1e-05\n"
 

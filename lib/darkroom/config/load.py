@@ -38,8 +38,8 @@ def load_config(
     Layers, deep-merged, the later wins: the typed defaults; the file `base` (params/tiny.yaml when
     not given, None for none) over its own base; the sections; params/local.yaml; `override`, a flat
     dict of dotted keys, where a params file's own come before those given. Names given beside a
-    namespace win over the namespace's. In a notebook the result is shown. Raises ConfigError that
-    names the nearest valid key; FileNotFoundError for a missing base.
+    namespace win over the namespace's. Raises ConfigError that names the nearest valid key;
+    FileNotFoundError for a missing base.
     """
     given = _from_namespace(namespace) if namespace is not None else {}
     given |= {k: v for k, v in (("base", base), ("run", run)) if v is not _ABSENT}
@@ -61,12 +61,7 @@ def load_config(
     for key, value in override.items():
         put(values, key, value)
     values |= {"base": None if base is None else str(base), "override": override}
-    config = Config.from_dict(values, lambda path: _origin(path, layers, override))
-    if namespace is not None and "get_ipython" in namespace:
-        from IPython.display import display
-
-        display(config)
-    return config
+    return Config.from_dict(values, lambda path: _origin(path, layers, override))
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
