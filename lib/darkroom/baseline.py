@@ -1,4 +1,4 @@
-"""The trivial baseline that a trained model has to beat: the best colour correction of each degradation."""
+"""The trivial baseline a trained model has to beat: each degradation's best colour correction."""
 # N pixels
 
 from __future__ import annotations

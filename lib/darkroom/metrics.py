@@ -1,7 +1,7 @@
-"""Image quality in the units papers report: PSNR and SSIM on Y, LPIPS, and the protocol of each number.
+"""Image quality as papers report it: PSNR and SSIM on Y, LPIPS, and the protocol of each number.
 
-Metrics take (prediction, target), both (B, 3, H, W) float32 in [0, 1], and return (B,) float64 on the
-CPU. Unlike a loss, they say whether lower is better, and nothing in them has a gradient.
+Metrics take (prediction, target), both (B, 3, H, W) float32 in [0, 1], and return (B,) float64 on
+the CPU. Unlike a loss, they say whether lower is better, and nothing in them has a gradient.
 """
 # B batch, C channels, H height, W width
 
@@ -32,10 +32,10 @@ WINDOW, SIGMA, BAND = 11, 1.5, 64  # BAND rows at a time stay in the processor's
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 RANGE_TOLERANCE = 1e-6
 
-# weights of R, G, B in [0, 255], and the offset
+# BT.601: weights of R, G, B in [0, 1], offset, and the value that white would have without it
 COLOURS = {
-    "ycbcr": ((65.481 / 255, 128.553 / 255, 24.966 / 255), 16.0),  # BT.601, Y from 16 to 235
-    "yiq": ((0.299, 0.587, 0.114), 0.0),  # BT.601, Y from 0 to 255: pyiqa's default
+    "ycbcr": ((65.481, 128.553, 24.966), 16, 255),  # Y from 16 to 235
+    "yiq": ((0.299, 0.587, 0.114), 0, 1),  # Y from 0 to 255: pyiqa's default
 }
 
 
@@ -78,8 +78,8 @@ def psnr_y(
     `colour` "ycbcr" is what restoration papers report; "yiq" (Y over the full range) gives
     20 log10(255 / 219) = 1.322 dB less. Raises ValueError as `check` does.
     """
-    x, y = _floats(prediction, target, crop_border, round_8bit)
-    return _psnr(_luma(x, colour), _luma(y, colour))
+    images = _images(prediction, target, crop_border, round_8bit)
+    return _psnr(*(_luma(image, colour) for image in images))
 
 
 def psnr_rgb(
@@ -90,7 +90,7 @@ def psnr_rgb(
     round_8bit: bool = True,
 ) -> torch.Tensor:
     """Return the PSNR over all three channels in dB, (B,), at most 80."""
-    return _psnr(*_floats(prediction, target, crop_border, round_8bit))
+    return _psnr(*_images(prediction, target, crop_border, round_8bit))
 
 
 def ssim_y(
@@ -107,8 +107,8 @@ def ssim_y(
     `round_8bit`, and a negative structure term counts as 0. Raises ValueError as `check` does, and
     below 11 pixels.
     """
-    x, y = _floats(prediction, target, crop_border, round_8bit, smallest=WINDOW)
-    return _ssim(_luma(x, colour), _luma(y, colour), round_8bit)
+    images = _images(prediction, target, crop_border, round_8bit, smallest=WINDOW)
+    return _ssim(*(_luma(image, colour) * 255 for image in images), round_8bit)
 
 
 def ssim_rgb(
@@ -119,11 +119,12 @@ def ssim_rgb(
     round_8bit: bool = True,
 ) -> torch.Tensor:
     """Return SSIM averaged over R, G and B, (B,), with the window of `ssim_y`."""
-    return _ssim(*_floats(prediction, target, crop_border, round_8bit, smallest=WINDOW), round_8bit)
+    images = _images(prediction, target, crop_border, round_8bit, smallest=WINDOW)
+    return _ssim(*(image * 255 for image in images), round_8bit)
 
 
 def final_score(psnr: float, ssim: float, lpips: float | None) -> float | None:
-    """Return PSNR + 10 SSIM - 5 LPIPS; None without LPIPS, for the sum would mean something else."""
+    """Return PSNR + 10 SSIM - 5 LPIPS; None without LPIPS, as the sum would mean something else."""
     return None if lpips is None else psnr + 10 * ssim - 5 * lpips
 
 
@@ -159,7 +160,7 @@ def lpips(device: str | torch.device = "cpu") -> Metric | Absent:
 
 def round_to_8bit(image: torch.Tensor) -> torch.Tensor:
     """Round [0, 1] to the 256 values that a saved picture can hold."""
-    return (image * 255).round().clamp(0, 255) / 255
+    return (image * 255).round_().clamp_(0, 255).div_(255)
 
 
 def check(
@@ -184,8 +185,8 @@ def check(
     height, width = (n - 2 * crop_border for n in prediction.shape[-2:])
     if min(height, width) < smallest or crop_border < 0:
         raise ValueError(
-            f"images of {prediction.shape[-1]}x{prediction.shape[-2]} pixels with crop_border="
-            f"{crop_border} leave {width}x{height}, this metric needs at least {smallest}x{smallest}"
+            f"{prediction.shape[-1]}x{prediction.shape[-2]} pixels with crop_border={crop_border} "
+            f"leave {width}x{height}; this metric needs at least {smallest}x{smallest}"
         )
     for role, image in roles:
         low, high = (float(v) for v in torch.aminmax(image.detach()))
@@ -199,38 +200,40 @@ def check(
             )
 
 
-def _floats(prediction, target, crop_border, round_8bit, smallest=1) -> list[np.ndarray]:
-    """Check both images and return them as (B, 3, H, W) float64 in [0, 255]."""
+def _images(prediction, target, crop_border, round_8bit, smallest=1) -> list[np.ndarray]:
+    """Check both images and return them as (B, 3, H, W) in [0, 1].
+
+    Rounded ones are float32, which tells 256 values apart exactly enough; others are float64.
+    """
     check(prediction, target, crop_border=crop_border, smallest=smallest)
     inside, found = slice(crop_border, -crop_border or None), []
     for image in (prediction, target):
-        values = image.detach()[..., inside, inside].cpu().numpy().astype(np.float64) * 255
-        found.append(np.rint(values, out=values).clip(0, 255) if round_8bit else values)
+        image = image.detach()[..., inside, inside].cpu()
+        found.append((round_to_8bit(image.float()) if round_8bit else image.double()).numpy())
     return found
 
 
 def _luma(image: np.ndarray, colour: str) -> np.ndarray:
     if colour not in COLOURS:
         raise ValueError(f"colour is {colour!r}; it can be {' or '.join(map(repr, COLOURS))}")
-    (red, green, blue), offset = COLOURS[colour]
-    luma = image[:, 0] * red
-    luma += image[:, 1] * green
-    luma += image[:, 2] * blue
-    luma += offset
-    return luma[:, None]
+    # in pyiqa's order of operations: in float32, values near .5 then round to the same side
+    (red, green, blue), offset, white = COLOURS[colour]
+    luma = image[:, :1] * red
+    luma += image[:, 1:2] * green
+    luma += image[:, 2:] * blue
+    return (luma + offset) / white
 
 
 def _psnr(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
-    difference = (x - y).reshape(len(x), -1) / 255
+    difference = (x - y).reshape(len(x), -1).astype(np.float64)
     error = np.einsum("bn,bn->b", difference, difference) / difference.shape[1]
     return torch.from_numpy(-10 * np.log10(error + PSNR_EPSILON))
 
 
 def _ssim(x: np.ndarray, y: np.ndarray, round_8bit: bool) -> torch.Tensor:
     """Return the mean over channels of SSIM of (B, C, H, W) in [0, 255]."""
-    if round_8bit:
-        x, y = np.rint(x), np.rint(y)
-    pairs = zip(x, y, strict=True)
+    x, y = (np.rint(i) if round_8bit else i for i in (x, y))
+    pairs = zip(x.astype(np.float64), y.astype(np.float64), strict=True)
     scores = [np.mean([_ssim_plane(a, b) for a, b in zip(*pair, strict=True)]) for pair in pairs]
     return torch.tensor(scores, dtype=torch.float64)
 
@@ -292,9 +295,6 @@ def _ssim_skimage(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     """Return SSIM with scikit-image's defaults: uniform 7x7 window, sample covariance, RGB mean."""
     from skimage.metrics import structural_similarity
 
-    x, y = _floats(prediction, target, 0, True)
-    scores = [
-        structural_similarity(a, b, data_range=255, channel_axis=0)
-        for a, b in zip(x, y, strict=True)
-    ]
+    pairs = zip(*_images(prediction, target, 0, True), strict=True)
+    scores = [structural_similarity(a, b, data_range=1, channel_axis=0) for a, b in pairs]
     return torch.tensor(scores, dtype=torch.float64)

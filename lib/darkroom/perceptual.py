@@ -1,7 +1,7 @@
 """VGG16 features for LPIPS and the VGG loss, and whether their weight files are here and whole.
 
-No weights come with Darkroom and none are downloaded: a missing file is reported with the path where
-it belongs. Images are (B, 3, H, W) in [-1, 1].
+No weights come with Darkroom and none are downloaded: a missing file is reported with the path
+where it belongs. Images are (B, 3, H, W) in [-1, 1].
 """
 # B batch, C channels, H height, W width
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 VGG16_FILE = "vgg16-397923af.pth"
-LPIPS_HEADS_SHA256 = "a78928a0"  # weights/v0.1/vgg.pth of the lpips package
+LPIPS_HEADS = "LPIPS_v0.1_vgg-a78928a0.pth"  # pyiqa's name for the lpips package's v0.1/vgg.pth
 STAGES = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)  # configuration D
 EPSILON = 1e-10
 
@@ -71,12 +71,12 @@ def hash_in_name(name: str) -> str:
 
 
 def lpips_heads() -> WeightFile:
-    """Look for the linear heads of LPIPS-VGG 0.1, which the lpips package ships."""
+    """Look for the heads of LPIPS-VGG 0.1: the lpips package has them, or pyiqa's file."""
     spec = importlib.util.find_spec("lpips")
     if spec is None:
-        path = Path("lpips/weights/v0.1/vgg.pth")
-        return WeightFile(path, "the lpips package, which ships its heads, is not installed")
-    return checked(Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth", LPIPS_HEADS_SHA256)
+        return hub_file(LPIPS_HEADS, "pyiqa")
+    path = Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    return checked(path, hash_in_name(LPIPS_HEADS))
 
 
 class VGG16(nn.Module):

@@ -1,8 +1,8 @@
-"""Any other metric by pyiqa's name, when its weight files are here. Imported only when one is asked for.
+"""Any other metric by pyiqa's name, when its weight files are here; imported when one is asked for.
 
-pyiqa is licensed for non-commercial use (PolyForm Noncommercial 1.0.0). It downloads what is missing
-and loads a file put there by hand without looking at its content; here a missing file is reported
-with the path where it belongs, and a file is checked against the hash in its name before it is read.
+pyiqa is licensed for non-commercial use (PolyForm Noncommercial 1.0.0). It downloads what is
+missing and loads a file put there by hand without looking at its content; here a missing file is
+reported with the path where it belongs, and a file is held against the hash in its name first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def find(name: str, device: str | torch.device = "cpu") -> Metric | Absent:
         return Absent(name, str(wanted), wanted.path)
     except WeightsMissing as error:
         return Absent(name, str(error))
-    except Exception as error:  # noqa: BLE001 - a metric without its files fails in its own way
+    except Exception as error:  # a metric without its files fails in its own way
         return _explain(name, error)
     return Metric(name, bool(metric.lower_better), _range(metric.score_range), _score(metric))
 
@@ -72,7 +72,7 @@ def _range(text: str | None) -> tuple[float, float]:
 
 
 def _explain(name: str, error: BaseException) -> Absent:
-    """Return why a metric could not be built: the file it wanted, anywhere in the error's causes."""
+    """Return why a metric could not be built: the file that some cause of the error wanted."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 

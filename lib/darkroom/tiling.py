@@ -1,4 +1,4 @@
-"""Restore pictures of any size: pad to what the network takes, tile what does not fit, crop back."""
+"""Restore pictures of any size: pad to what the network takes, tile large ones, crop back."""
 # B batch, H height, W width
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def restore_whole(restore: Callable, batch, multiple: int) -> torch.Tensor:
 def restore_tiled(
     restore: Callable, batch, multiple: int, tile: int, overlap: float
 ) -> torch.Tensor:
-    """Restore a batch tile by tile; overlapping tiles are averaged in float32 with smooth weights."""
+    """Restore a batch tile by tile; overlaps are averaged in float32 with smooth weights."""
     if tile < multiple:
         raise ValueError(f"restore.tile is {tile}; this model takes at least {multiple} pixels")
     tile -= tile % multiple

@@ -1,10 +1,10 @@
 """Make `import torchvision` work where its compiled extension cannot be loaded.
 
 Beside a CPU build of torch, the default wheel of torchvision asks for CUDA libraries that are not
-there. Its own code survives a missing extension, but since `torchvision/_meta_registrations.py` calls
-`torch.library.register_fake("torchvision::nms")` without asking whether that operator exists, the
-import stops with "operator torchvision::nms does not exist". Transforms and models need no compiled
-operator, so declaring the schema is enough for everything that imports torchvision on the way.
+there. Its own code survives a missing extension, but `torchvision/_meta_registrations.py` calls
+`torch.library.register_fake("torchvision::nms")` without asking whether that operator exists, and
+the import stops with "operator torchvision::nms does not exist". Transforms and models need no
+compiled operator, so declaring the schema is enough for all that import torchvision on the way.
 """
 
 from __future__ import annotations

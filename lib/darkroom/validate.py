@@ -96,7 +96,7 @@ def _identity(item, sample, config) -> bytes:
 
 
 def _metrics(config, device) -> tuple[list[metrics.Metric], list[metrics.Absent]]:
-    """Return the configured metrics that can be computed (always psnr_y and ssim_y), and the others."""
+    """Return the metrics that can be computed (always psnr_y and ssim_y), and the others."""
     usable, absent = [], []
     for name in dict.fromkeys(["psnr_y", "ssim_y", *config.validation.metrics]):
         found = _found.get((name, str(device))) or metrics.find(name, device)
@@ -109,7 +109,7 @@ def _metrics(config, device) -> tuple[list[metrics.Metric], list[metrics.Absent]
 
 
 def absences(config) -> list[metrics.Absent]:
-    """Return the configured metrics that cannot be computed here; each says which file is missing."""
+    """Return the configured metrics that cannot be computed here; each names its file."""
     return _metrics(config, torch.device("cpu"))[1]
 
 
@@ -218,9 +218,9 @@ def validate(config, *, step: int | None = None, baseline: bool = True, progress
 
 
 def restore_items(config, keys, *, step: int | None = None) -> list[tuple]:
-    """Restore validation items again, as `validate` does: (lq, restored, gt), each (H, W, 3) in [0, 1].
+    """Restore validation items again, as `validate` does.
 
-    `keys` are (image, degradation, draw).
+    `keys` are (image, degradation, draw); returns (lq, restored, gt), each (H, W, 3) in [0, 1].
     """
     config, recipe, _, _ = _load(config, step)
     device = next(recipe.network.parameters()).device
@@ -268,7 +268,7 @@ def _load(config, step: int | None):
 
 
 def _samples(config):
-    """Return the validation samples: the run's snapshot, or an index of another `validation.data`."""
+    """Return the validation samples: the run's own, or those of another `validation.data`."""
     from . import index
     from .run import RunDirectory, read_config
 
