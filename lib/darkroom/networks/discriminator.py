@@ -83,7 +83,7 @@ class MultiLevelHeads(nn.Module):
 
     def forward(self, maps: list[torch.Tensor], embedding: torch.Tensor) -> list[torch.Tensor]:
         logits = [head(m) for head, m in zip(self.decoder, maps, strict=False)]
-        return [*logits, self.out(self.decoder[-1](embedding.float()))]
+        return [*logits, self.out(self.decoder[-1](embedding.to(self.out.weight_orig.dtype)))]
 
 
 class TinyTrunk(nn.Module):

@@ -28,9 +28,9 @@ class TinyEpsilon(nn.Module):
     it back, so the recipe is the same for both sizes.
     """
 
-    def __init__(self, channels: int, alpha_bar: float) -> None:
+    def __init__(self, codec: PixelUnshuffleCodec, alpha_bar: float) -> None:
         super().__init__()
-        self.unet = TinyUNet(channels)
+        self.unet = TinyUNet(codec)
         self.alpha_bar = alpha_bar
         self.multiple = self.unet.multiple
 
@@ -46,7 +46,7 @@ class OneStepGAN:
     def __init__(self, config) -> None:
         self.alpha_bar = float(alpha_bars()[config.model.coeff_t])
         self.codec = PixelUnshuffleCodec()
-        self.network: nn.Module = TinyEpsilon(self.codec.latent_channels, self.alpha_bar)
+        self.network: nn.Module = TinyEpsilon(self.codec, self.alpha_bar)
         self.discriminator = Discriminator(TinyTrunk(), width=64)
         self.modules = {"generator": self.network, "discriminator": self.discriminator}
         self.multiple = self.codec.factor * self.network.multiple

@@ -18,7 +18,6 @@ def image_terms(
     As in HYPIR and most diffusion code, l2, l1 and charbonnier are taken in [-1, 1], so that
     published weights mean the same here; ssim and the perceptual losses take [0, 1].
     """
-    prediction, target = prediction.float(), target.float()
     terms = {}
     for name, weight in weights.items():
         if weight == 0:

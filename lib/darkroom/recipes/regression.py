@@ -18,7 +18,7 @@ class Regression:
 
     def __init__(self, config) -> None:
         self.codec = PixelUnshuffleCodec()
-        self.network: nn.Module = TinyUNet(self.codec.latent_channels)
+        self.network: nn.Module = TinyUNet(self.codec)
         self.modules = {"network": self.network}
         self.multiple = self.codec.factor * self.network.multiple
         self._parameters = trainable(self.network, "network")

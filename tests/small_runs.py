@@ -1,0 +1,138 @@
+"""Small real runs for the tests: a folder of little pictures, a config on it, a process that trains.
+
+Run as a script it trains the config in a JSON file, with the faults that the file names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def write_pictures(folder: Path, count: int = 6, size: int = 48) -> Path:
+    """Write small smooth random pictures, each of its own content."""
+    import cv2
+
+    from darkroom.images import write_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        generator = np.random.default_rng(n)
+        coarse = generator.random((6, 6, 3)).astype(np.float32)
+        picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+        picture += 0.05 * generator.random((size, size, 1), dtype=np.float32)
+        write_image(folder / f"picture_{n}.png", (picture.clip(0, 1) * 255).astype(np.uint8))
+    return folder
+
+
+def sections(root: Path, **override) -> dict:
+    """Return the keywords of load_config for a run of seconds below `root`."""
+    values = {
+        "data.source": "folder",
+        "data.train": str(root / "pictures"),
+        "data.crop_size": 32,
+        "data.workers": 0,
+        "train.effective_batch": 4,
+        "train.micro_batch": 2,
+        "train.steps": 8,
+        "train.save_every": 3,
+        "train.image_every": None,
+        "train.grad_norm_every": None,
+        "validation.every": 4,
+        "validation.samples_per_type": 1,
+        "paths.runs": str(root / "runs"),
+        **override,
+    }
+    return {"base": "tiny", "run": "small", "override": values}
+
+
+def command(root: Path, *, faults: dict | None = None, run: str = "small", **override) -> list[str]:
+    """Return the command line of a process that trains such a run."""
+    job = sections(root, **override) | {"run": run}
+    path = root / f"job_{abs(hash(json.dumps([job, faults], sort_keys=True)))}.json"
+    path.write_text(json.dumps({"job": job, "faults": faults or {}}))
+    return [sys.executable, __file__, str(path)]
+
+
+def train_process(root: Path, *, timeout: float = 240, **options) -> subprocess.CompletedProcess:
+    """Train in a process of its own and wait for it."""
+    return subprocess.run(
+        command(root, **options), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+LOSSES = ("loss/", "loss_by_degradation/", "logits/", "lr/", "grad_norm/")
+
+
+def losses(run_dir: Path) -> list[dict]:
+    """Return the columns of train.jsonl that must not depend on interruptions."""
+    rows = [json.loads(line) for line in (run_dir / "train.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if k in ("step", "images") or k.startswith(LOSSES)}
+        for row in rows
+    ]
+
+
+def final_weights(run_dir: Path) -> dict[str, bytes]:
+    """Return the files of the latest checkpoint, by name: bit for bit comparable."""
+    latest = run_dir / "checkpoints" / "latest"
+    return {p.name: p.read_bytes() for p in sorted(latest.glob("*.safetensors"))}
+
+
+def kill_at_call(number: int) -> None:
+    """Kill this process at the n-th write, flush or rename of the checkpoint and run files."""
+    from safetensors import torch as safetensors_torch
+
+    calls = 0
+
+    def counted(function):
+        def wrapper(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("fsync", "rename", "replace"):
+        setattr(os, name, counted(getattr(os, name)))
+    safetensors_torch.save_file = counted(safetensors_torch.save_file)
+    Path.write_text = counted(Path.write_text)
+
+
+def main() -> None:
+    """Train the job in the JSON file named on the command line."""
+    document = json.loads(Path(sys.argv[1]).read_text())
+    faults = document["faults"]
+    import torch
+
+    torch.set_num_threads(1)
+    if "kill_at_call" in faults:
+        kill_at_call(faults["kill_at_call"])
+    from darkroom import data, trainer
+    from darkroom.config import load_config
+
+    config = load_config(**document["job"])
+    if "kill_at_sample" in faults:
+        taken = data.TrainingSet.__getitem__
+        seen = [0]
+
+        def killing(self, key):
+            seen[0] += 1
+            if seen[0] == faults["kill_at_sample"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return taken(self, key)
+
+        data.TrainingSet.__getitem__ = killing
+    trainer.train(config)
+
+
+if __name__ == "__main__":
+    main()
