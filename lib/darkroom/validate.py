@@ -43,10 +43,10 @@ def score(recipe, config, *, step: int, weights: str, samples=None, progress: bo
         )
     device = next(recipe.network.parameters()).device
     wanted, _ = _metrics(config, device)
-    rows, identity = [], hashlib.blake2b(digest_size=8)
+    rows, identities = [], []
     for item in _bar(items, progress):
         sample = data.load_item(item, config)
-        identity.update(_identity(item, sample, config))
+        identities.append(_identity(item, sample, config))
         restored, lq, gt = _restore(recipe, config, item, sample, device)
         row = {"image": item.image, "degradation": item.degradation, "draw": item.draw}
         for metric in wanted:
@@ -56,7 +56,8 @@ def score(recipe, config, *, step: int, weights: str, samples=None, progress: bo
         for name in ("psnr_y", "ssim_y"):
             row[f"{name}_input"] = float(metrics.METRICS[name](lq, gt))
         rows.append(row)
-    origin = {**metrics.PROTOCOL, "image_set": identity.hexdigest(), "config_hash": config.hash}
+    image_set = hashlib.blake2b(b"".join(sorted(identities)), digest_size=8).hexdigest()
+    origin = {**metrics.PROTOCOL, "image_set": image_set, "config_hash": config.hash}
     frame = pl.DataFrame(rows, infer_schema_length=None)
     before = [pl.lit(step, pl.Int64).alias("step"), pl.lit(weights).alias("weights")]
     after = [pl.lit(value).alias(name) for name, value in origin.items()]
@@ -141,19 +142,28 @@ def record(run_dir: Path, frame) -> None:
     write_atomically(path, frame.write_parquet)
 
 
-def read(run_dir: Path, *, everything: bool = False):
-    """Return the run's validations that can be compared with the last one recorded, or all of them.
+def read(run_dir: Path, which: str = "last"):
+    """Return validations of a run that can be compared with each other.
 
-    A validation on other images, or under another protocol, stays in the file; it must not enter
-    the choice of the best checkpoint.
+    `which` is "last": those on the same images and protocol as the last one recorded; "training":
+    those of the images that were scored at the most steps, which training does; or "all", which
+    `check_comparable` may refuse. A validation on other images stays in the file, but must not
+    enter a curve or the choice of the best checkpoint.
     """
     import polars as pl
 
     frame = pl.read_parquet(Path(run_dir) / FILE)
-    if everything or frame.is_empty():
+    if which == "all" or frame.is_empty():
         return frame
-    last = frame[-1].select(PROTOCOL_COLUMNS)
-    return frame.join(last, on=PROTOCOL_COLUMNS, how="semi", maintain_order="left")
+    keys = list(PROTOCOL_COLUMNS)
+    if which == "last":
+        chosen = frame[-1]
+    elif which == "training":
+        steps = frame.group_by(keys, maintain_order=True).agg(pl.col("step").n_unique())
+        chosen = steps.sort("step", descending=True, maintain_order=True)[0]
+    else:
+        raise ValueError(f"which is {which!r}; it can be 'last', 'training' or 'all'")
+    return frame.join(chosen.select(keys), on=keys, how="semi", maintain_order="left")
 
 
 def check_comparable(frame) -> None:
