@@ -18,10 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 import torch
-from skimage import data
-
 from darkroom import losses, metrics
 from darkroom.torchvision_ops import ensure_torchvision
+from skimage import data
 
 RATIO_BAR, SSIM_BAR_MS = 50, 14.0
 PSNR_TOLERANCE, SSIM_TOLERANCE = 1e-4, 1e-6

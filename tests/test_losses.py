@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from darkroom import losses, metrics, perceptual
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 PIXEL_AND_SSIM = ("l2", "l1", "charbonnier", "ssim")
 

@@ -6,8 +6,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from small_runs import sections, write_pictures
-
 from darkroom import (
     baseline,
     bootstrap,
@@ -21,6 +19,7 @@ from darkroom import (
 )
 from darkroom.config import load_config
 from darkroom.images import write_image
+from small_runs import sections, write_pictures
 
 KEYS = ["image", "degradation", "draw"]
 
@@ -413,7 +412,6 @@ def test_the_baseline_brightens_low_light_and_cannot_sharpen_blur(tmp_path, samp
 @pytest.fixture
 def finished(tmp_path):
     """Return the config of a run with checkpoints `best` and `latest`, ema unlike raw."""
-    pytest.importorskip("darkroom.index")
     from darkroom.run import RunDirectory
 
     write_pictures(tmp_path / "pictures", count=6, size=48)
