@@ -162,6 +162,23 @@ class Notebook:
         script = "return jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
         return [cell for cell in self.driver.execute_script(script) if cell["cell_type"] == "code"]
 
+    def select_last(self) -> int:
+        """Select the last cell, a code cell; return its place among the code cells."""
+        self.driver.execute_script(
+            "const notebook = jupyterapp.shell.currentWidget.content;"
+            "notebook.activeCellIndex = notebook.widgets.length - 1; notebook.deselectAll();"
+        )
+        return len(self.cells()) - 1
+
+    def running(self) -> bool:
+        """Say whether a cell shows the star of one that runs or waits.
+
+        The kernel's own status does not tell: a click on a widget is handled by another thread of
+        the kernel, and makes it report idle while a cell runs.
+        """
+        script = "return [...document.querySelectorAll('.jp-InputPrompt')].map(p => p.innerText)"
+        return any("*" in prompt for prompt in self.driver.execute_script(script))
+
     def kernel(self) -> dict:
         """Return the kernel's id and status."""
         script = "const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;"
@@ -181,7 +198,7 @@ class Notebook:
         errors = self.errors()
         assert not errors, "\n".join(errors)
         ran = all(cell["execution_count"] for cell in self.cells() if cell["source"].strip())
-        return ran and self.kernel()["status"] == "idle"
+        return ran and not self.running()
 
     def pictures(self) -> int:
         """Count the pictures that the page really shows in outputs."""
