@@ -12,7 +12,7 @@ import pytest
 # stands in an earlier row, or in its own row as long as no cycle comes of it.
 TIERS = (
     "config paths images photographs",
-    "degradations losses perceptual metrics pyiqa_metrics torchvision_ops"
+    "degradations losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
     " diffusion tracking tiling",
     "index data networks bootstrap",
     "recipes optim schedule",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .metrics import Absent, Metric, check, round_to_8bit
+from .measurement import Absent, Metric, check, round_to_8bit
 from .perceptual import WeightsMissing, checked, hash_in_name
 from .torchvision_ops import ensure_torchvision
 
