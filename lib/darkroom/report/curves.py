@@ -27,6 +27,7 @@ TERM_NAMES = {
     "ssim": "1 − SSIM",
     "lpips": "LPIPS",
     "vgg": "VGG",
+    "psnr": "−PSNR",
     "gan": "GAN",
 }
 
@@ -223,7 +224,7 @@ def memory(frame, budget_gib: float | None = None) -> Picture:
         axis.plot(steps, values, color=MEMORY[column][1], label=MEMORY[column][0])
     if budget_gib:
         axis.axhline(budget_gib, color=MUTED, linestyle="--", label=f"budget {budget_gib:g} GiB")
-    axis.set(xlabel="step", ylabel="GiB", ylim=(0, None))
+    axis.set(xlabel="step", ylabel="GiB", ylim=(0, 1.12 * max(*peaks.values(), budget_gib or 0)))
     axis.legend(ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return picture
 

@@ -84,6 +84,7 @@ def counts(frame) -> Picture:
             text, (end, place), (6, 0), textcoords="offset points", va="center", color=MUTED
         )
     axis.set_xlim(0, left.max() * 1.32)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.set_xlabel("images (a pair counts once)")
     axis.invert_yaxis()

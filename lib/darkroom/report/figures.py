@@ -22,7 +22,7 @@ from .dataset import (
 )
 from .outcome import checkpoints, newest_images
 from .samples import degradations
-from .scores import absent, against_affine, bars, over_training, training_history
+from .scores import absent, bars, over_training
 from .scores import summary as scores
 from .tables import Table
 from .triplets import extremes, previews, protocol_rows, restore, triplets
@@ -30,7 +30,6 @@ from .triplets import extremes, previews, protocol_rows, restore, triplets
 __all__ = [
     "Table",
     "absent",
-    "against_affine",
     "bars",
     "checkpoints",
     "contact_sheet",
@@ -59,7 +58,6 @@ __all__ = [
     "scores",
     "static_memory",
     "summary",
-    "training_history",
     "triplets",
     "variants",
 ]

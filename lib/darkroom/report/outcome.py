@@ -22,11 +22,12 @@ def newest_images(config) -> Picture:
     step = int(paths[-1].stem.split("_")[1])
     shown = read_image(paths[-1])
     picture, axes = figure(
-        f"Training crops at step {step:,}", height=10 * shown.shape[0] / shown.shape[1]
+        f"Training crops at step {step:,}", height=min(5.6, 10 * shown.shape[0] / shown.shape[1])
     )
     axis = axes[0, 0]
     bare(axis)
     axis.imshow(shown)
+    axis.set_anchor("W")
     third = shown.shape[0] / 3
     axis.set_yticks(np.arange(3) * third + third / 2, ["input", "restored", "target"])
     axis.tick_params(axis="y", length=0, labelcolor=INK, rotation=90)

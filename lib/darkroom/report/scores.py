@@ -32,36 +32,6 @@ def latest(frame):
     return frame.filter(pl.col("step") == pl.col("step").max())
 
 
-def against_affine(config, frame):
-    """Return the frame with the best affine colour correction's scores of the same images.
-
-    `frame` is of `darkroom.validate.validate(config)`; the correction is fitted on these images.
-    """
-    from .. import baseline, data
-    from ..config import Config
-    from ..run import RunDirectory, read_config
-
-    given = config.to_dict()
-    mixed = {name: given[name] for name in ("validation", "restore", "paths")}
-    config = Config.from_dict(read_config(config.run_dir).to_dict() | mixed)
-    items = data.validation_items(config, RunDirectory(config).samples("val"))
-    keys = ["image", "degradation", "draw"]
-    affine = baseline.best_affine(config, items).select(*keys, "psnr_y_affine", "ssim_y_affine")
-    return frame.join(affine, on=keys, how="left", maintain_order="left")
-
-
-def training_history(frame):
-    """Return the validations that can be compared with each other and cover the most steps.
-
-    `frame` is `darkroom.validate.read(run_dir, everything=True)`: those of training, on their own
-    images, beside those of notebook 04.
-    """
-    from ..validate import PROTOCOL_COLUMNS
-
-    parts = frame.partition_by(*PROTOCOL_COLUMNS, "weights", maintain_order=True)
-    return max(parts, key=lambda part: part["step"].n_unique())
-
-
 def _kinds(frame, metric: str) -> list[tuple[str, str, str]]:
     """Return (column, label, colour) of the input, the baseline if there is one, the result."""
     known = [
@@ -124,14 +94,17 @@ def _overall(frame) -> tuple[float, float]:
     return interval(each, "gain")[1:]
 
 
-def absent(frame) -> str:
-    """Return why LPIPS, and so the final score, is missing; an empty text when it is there."""
-    if "lpips" in frame.columns and frame["lpips"].is_not_null().any():
-        return ""
-    from ..metrics import Absent, lpips
+def absent(config) -> Table:
+    """Return a row a metric that cannot be computed here, LPIPS among them, with its reason."""
+    import polars as pl
 
-    found = lpips()
-    return str(found) if isinstance(found, Absent) else "lpips was not asked for"
+    from ..metrics import Absent, lpips
+    from ..validate import absences
+
+    found = {a.name: a.reason for a in [*absences(config), lpips()] if isinstance(a, Absent)}
+    frame = pl.DataFrame({"metric": list(found), "why it is absent": list(found.values())})
+    title = "No number stands for these, and no final score without LPIPS"
+    return Table(frame, title if found else "Every metric can be computed here")
 
 
 @styled
@@ -167,6 +140,7 @@ def bars(frame) -> Picture:
                     axis.annotate(
                         text, (spot, above), (0, 3), textcoords="offset points", ha="center",
                         fontsize=8.5, color=RESTORED, fontweight="bold",
+                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
                     )  # fmt: skip
         axis.set_xticks(place, names)
         axis.tick_params(axis="x", length=0, labelcolor=INK)

@@ -85,11 +85,14 @@ def _landscape(picture: np.ndarray, shape: float) -> np.ndarray:
 
 
 @styled
-def triplets(items: list[Triplet], title: str = "Best and worst gains") -> Picture:
-    """Draw a row an item: input, restored and target, and under each the same enlarged detail."""
+def triplets(items: list[Triplet]) -> Picture:
+    """Draw a row an item: input, restored and target, each with the same enlarged detail."""
     from matplotlib.patches import Rectangle
 
-    picture, axes = figure(title, len(items), 6, height=2.0, width_ratios=[1.5, 1, 1.5, 1, 1.5, 1])
+    first, last = (f"{_gain(i):+.1f} dB ({i.name})" for i in (items[0], items[-1]))
+    title = f"Best and worst gains: {first} to {last}"
+    picture, axes = figure(title, len(items), 6, height=1.62, width_ratios=[1.5, 1, 1.5, 1, 1.5, 1])
+    picture.get_layout_engine().set(w_pad=0.03, h_pad=0.04)
     for row, item in enumerate(items):
         whole = [_landscape(p, 1.5) for p in (item.lq, item.restored, item.gt)]
         side = max(32, min(whole[0].shape[:2]) // 5)
@@ -120,8 +123,12 @@ def _caption(item: Triplet, name: str) -> str:
     suffix = "_input" if name == "input" else ""
     text = f"{scores['psnr_y' + suffix]:.2f} dB · SSIM {scores['ssim_y' + suffix]:.3f}"
     if name == "restored":
-        text += f" · {scores['psnr_y'] - scores['psnr_y_input']:+.2f} dB"
+        text += f" · {_gain(item):+.2f} dB"
     return text
+
+
+def _gain(item: Triplet) -> float:
+    return item.scores["psnr_y"] - item.scores["psnr_y_input"]
 
 
 @styled
