@@ -1,4 +1,4 @@
-"""Small real runs for the tests: a folder of little pictures, a config on it, a process that trains.
+"""Small real runs: a folder of little pictures, a config on it, a process that trains.
 
 Run as a script it trains the config in a JSON file, with the faults that the file names.
 """
@@ -18,7 +18,6 @@ import numpy as np
 def write_pictures(folder: Path, count: int = 6, size: int = 48) -> Path:
     """Write small smooth random pictures, each of its own content."""
     import cv2
-
     from darkroom.images import write_image
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One reader for every picture: conversions against closed forms, and reasons for what is broken."""
+"""One reader for every picture: conversions against closed forms, reasons for broken ones."""
 
 import io
 import pickle
@@ -8,9 +8,8 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
-
 from darkroom import images
+from PIL import Image, ImageOps
 
 
 def gradient(height=24, width=40):

@@ -1,7 +1,6 @@
-"""The embedded photographs: which are held out, that they exist and that no scene is on both sides."""
+"""The embedded photographs: which are held out, and that no scene is on both sides."""
 
 import numpy as np
-
 from darkroom import images
 from darkroom.photographs import HELD_OUT, PHOTOGRAPHS, photograph_paths
 

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-
 from darkroom import data, optim, recipes, step
 from darkroom.config import load_config
 from darkroom.networks.discriminator import BinomialBlur, MultiLevelHeads, SpectralNorm

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import small_runs
 import torch
-
 from darkroom import checkpoint, data, trainer
 from darkroom.config import load_config
 from darkroom.interrupts import Interrupted

@@ -1,4 +1,4 @@
-"""Checkpoints: only what training changes, as safetensors and JSON, written so that a kill loses nothing.
+"""Checkpoints: only what training changes, safetensors and JSON, safe against a kill.
 
 A checkpoint is a folder `checkpoints/step_00000500/`. It is written under a temporary name, every
 file is flushed to the disk, and the folder is renamed; links and deletions come after. A folder
@@ -123,7 +123,7 @@ def linked(run_dir: Path, name: str) -> int | None:
 
 
 def prune(run_dir: Path, keep_last: int | None) -> None:
-    """Delete all but the last `keep_last` checkpoints (None: keep all), `best` and unfinished ones aside."""
+    """Delete unfinished checkpoints, and all but `best` and the last `keep_last` (None: all)."""
     root = folder(run_dir)
     for leftover in root.glob(".tmp_*"):
         leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover, ignore_errors=True)
@@ -198,7 +198,7 @@ def load_network(recipe, checkpoint: Checkpoint, weights: str = "ema") -> str:
 
 @torch.no_grad()
 def load_weights(recipe, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy tensors into parameters and buffers of the same names; an unknown name or shape is an error."""
+    """Copy tensors into parameters and buffers by name; an unknown name or shape is an error."""
     known = {}
     for name, module in recipe.modules.items():
         known.update({f"{name}.{k}": v for k, v in module.named_parameters()})
@@ -215,7 +215,7 @@ def load_weights(recipe, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def start_from(recipe, config) -> str:
-    """Load `model.init_from` (a run's name or folder, or a .safetensors file); returns what was loaded.
+    """Load `model.init_from` (a run's name or folder, or a .safetensors file); returns which.
 
     A run gives its EMA weights of the checkpoint `best`, else `latest`.
     """

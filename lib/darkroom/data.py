@@ -1,8 +1,8 @@
 """Samples and batches: every sample is a pure function of (seed, phase, position).
 
-Position is the number of samples drawn before it in its phase. Nothing here reads a worker id, a rank,
-a clock or a global random state, so the stream is the same for any number of workers and processes,
-and after a resume at any position.
+Position is the number of samples drawn before it in its phase. Nothing here reads a worker id, a
+rank, a clock or a global random state, so the stream is the same for any number of workers and
+processes, and after a resume at any position.
 """
 # B batch, H height, W width
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -106,17 +105,6 @@ def _permutation(seed: int, phase: str, epoch: int, length: int) -> np.ndarray:
     return rng(seed, phase, "permutation", epoch).permutation(length)
 
 
-def num_workers(config) -> int:
-    """Return the loader's worker processes: as configured, else one core left to the trainer."""
-    if config.data.workers is not None:
-        return config.data.workers
-    return max(0, min(8, len(os.sched_getaffinity(0)) // _local_processes() - 1))
-
-
-def _local_processes() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 class _Decoded:
     """Decoded pictures, the least recently used dropped beyond CACHE_BYTES."""
 
@@ -132,8 +120,9 @@ class _Decoded:
             picture = images.read_image(path)
         except (images.UnreadableImage, OSError) as error:
             raise SampleError(
-                f"{path} was readable when the index was made and is not now ({error}). Put the file "
-                "back and run the same command to continue, or index again under another run name."
+                f"{path} was readable when the index was made and is not now ({error}). Put the "
+                "file back and run the same command to continue, or index again under another run "
+                "name."
             ) from error
         self.pictures[path] = picture
         self.bytes += picture.nbytes
@@ -226,8 +215,8 @@ def _augment(gt, lq, section, generator, path):
     if section.crop != "none":
         if min(height, width) < size:
             raise SampleError(
-                f"{path} is {width}x{height}, smaller than data.crop_size {size}: set data.crop_size "
-                f"to at most {min(height, width)} or leave the image out"
+                f"{path} is {width}x{height}, smaller than data.crop_size {size}: set "
+                f"data.crop_size to at most {min(height, width)} or leave the image out"
             )
         top, left = (height - size) // 2, (width - size) // 2
         if section.crop == "random":
@@ -245,46 +234,6 @@ def _augment(gt, lq, section, generator, path):
         return picture.transpose(1, 0, 2) if transpose else picture
 
     return turn(gt), None if lq is None else turn(lq)
-
-
-class _Workers(torch.utils.data.Dataset):
-    def __init__(self, dataset: TrainingSet) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key):
-        return self.dataset[key]
-
-
-def _prepare_worker(_worker_id: int) -> None:
-    import signal
-
-    # a stop concerns the trainer, which still needs the samples of the step it finishes
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def load(
-    dataset: TrainingSet, keys: Iterable[list[tuple[str, int]]], *, workers: int, prefetch=None
-) -> Iterator[Batch]:
-    """Yield one batch for every list of (phase, position) keys, in their order."""
-    import cv2
-
-    # OpenCV's thread pool does not survive a fork: a worker forked beside it hangs at its first call
-    cv2.setNumThreads(0)
-    options = {}
-    if workers > 0:
-        options = {"prefetch_factor": prefetch or 4, "worker_init_fn": _prepare_worker}
-    loader = torch.utils.data.DataLoader(
-        _Workers(dataset),
-        batch_sampler=keys,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(0),  # keeps the global random state untouched
-        **options,
-    )
-    yield from loader
 
 
 @dataclass(frozen=True)
@@ -331,7 +280,7 @@ def validation_items(config, samples) -> list[Item]:
 
 
 def load_item(item: Item, config) -> Sample:
-    """Return a validation sample at native size; its draws depend on the item and the seed alone."""
+    """Return a validation sample at native size; its draws depend on item and seed alone."""
     gt = images.read_image(Path(item.gt_path))
     if item.lq_path:
         lq, gt = _floats(images.read_image(Path(item.lq_path))), _floats(gt)

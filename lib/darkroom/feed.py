@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
-from . import data
+from . import data, loader
 
 
 class Feed:
@@ -27,7 +27,7 @@ class Feed:
         self.own = self.effective // processes  # samples of a turn that this process computes
         self.positions: dict[str, int] = {}
         self.micro: dict[str, int] = {}
-        self.batches: Iterator[data.Batch] | None = None
+        self.batches: Generator[data.Batch] | None = None
         self.use(config)
 
     def use(self, config) -> None:
@@ -37,8 +37,16 @@ class Feed:
         self.close()
 
     def close(self) -> None:
-        """Drop what was drawn ahead; the next `take` opens a loader at the current positions."""
+        """End the loader and its processes; the next `take` opens one at the current positions."""
+        if self.batches is not None:
+            self.batches.close()
         self.batches = None
+
+    def resize(self, micro: dict[str, int]) -> None:
+        """Use these micro batches from now on, by phase; the others stay as configured."""
+        if micro != self.micro:
+            self.micro = micro
+            self.close()
 
     def micro_batch(self, phase) -> int:
         """Return the micro batch of a phase; it divides this process's share of the batch."""
@@ -56,7 +64,7 @@ class Feed:
         return next((m for m in range(micro - 1, 0, -1) if self.own % m == 0), None)
 
     def _keys(self, phases: list, turns: list, steps: int):
-        """Yield lists of (phase, position): what is left of this step (`turns`), then whole steps."""
+        """Yield lists of (phase, position): the rest of this step (`turns`), then whole steps."""
         positions = dict(self.positions)
         for n in range(steps):
             for phase in turns if n == 0 else phases:
@@ -70,10 +78,10 @@ class Feed:
         """Yield the micro batches of this phase's turn; `steps` are left, this one included."""
         if self.batches is None:
             turns = phases[phases.index(phase) :]
-            self.batches = data.load(
+            self.batches = loader.load(
                 self.dataset,
                 self._keys(phases, turns, steps),
-                workers=data.num_workers(self.config),
+                workers=loader.num_workers(self.config),
                 prefetch=self.config.data.prefetch,
             )
         for _ in range(self.own // self.micro_batch(phase)):

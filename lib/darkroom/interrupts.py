@@ -26,7 +26,7 @@ class Terminated(SystemExit):
 
 
 class StopSignals:
-    """While active, the first SIGTERM or SIGINT is noted in `received`; a second SIGINT interrupts at once."""
+    """While active, SIGTERM and SIGINT are noted in `received`; a second SIGINT interrupts."""
 
     def __enter__(self) -> StopSignals:
         self.received: int | None = None

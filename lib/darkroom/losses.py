@@ -35,6 +35,15 @@ def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (prediction - target).abs().flatten(1).mean(1)
 
 
+def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return log10 of the mean squared error, (B,): minus a tenth of the PSNR, in decibels.
+
+    As in HINet (Chen et al. 2021) and NAFNet (Chen et al. 2022): an easy image weighs as much as a
+    hard one, where l1 and l2 spend themselves on the darkest. Goes below zero; 1e-8 under the log.
+    """
+    return (l2(prediction, target) + 1e-8).log10()
+
+
 def charbonnier(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the mean of sqrt(difference^2 + 0.001^2), (B,): a smooth l1.
 
@@ -141,6 +150,7 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "l2": l2,
     "l1": l1,
     "charbonnier": charbonnier,
+    "psnr": psnr,
     "ssim": ssim,
     "lpips": lpips,
     "vgg": vgg,

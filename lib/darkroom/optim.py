@@ -1,4 +1,4 @@
-"""Optimizers whose state is kept by parameter name, and the exponential moving average of weights."""
+"""Optimizers whose state is kept by parameter name, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, phase, state: dict) -> 
 
 
 class EMA:
-    """Shadow weights: shadow = decay shadow + (1 - decay) weight after every step of the network's phase.
+    """Shadow weights: shadow = decay shadow + (1 - decay) weight after every step of a phase.
 
     Covers what is trained; a parameter that joins later enters at its current value.
     """
@@ -69,7 +69,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the shadow into the network for the time of a `with` block; the weights come back bit for bit."""
+        """Put the shadow into the network for a `with` block; the weights come back bit for bit."""
         kept = {name: p.data for name, p in self.parameters.items()}
         try:
             for name, p in self.parameters.items():

@@ -19,7 +19,7 @@ class Precision:
 
 
 def choose(config, device: torch.device) -> Precision:
-    """Choose the precision once; only fp16 needs a loss scaler, bf16 has float32's exponent range."""
+    """Choose the precision once; only fp16 needs a scaler, bf16 has float32's exponent range."""
     wanted = config.train.precision
     if wanted != "auto":
         if wanted == "fp16" and device.type == "cpu":

@@ -40,7 +40,7 @@ def report(config, samples, recipe) -> list[tuple[str, str, str]]:
 
     import torch
 
-    from . import data, precision
+    from . import loader, precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = precision.choose(config, device)
@@ -54,7 +54,7 @@ def report(config, samples, recipe) -> list[tuple[str, str, str]]:
         ("threads", str(torch.get_num_threads()), "pinned, so that a resume adds up alike"),
         (
             "loader workers",
-            str(data.num_workers(config)),
+            str(loader.num_workers(config)),
             f"{len(os.sched_getaffinity(0))} cores, one of them for the trainer",
         ),
         (

@@ -1,4 +1,4 @@
-"""A run directory: its resolved config, index snapshot, decisions and status, and what a rerun may change."""
+"""A run directory: its config, index snapshot, rows, decisions and status."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class RunDirectory:
             write_atomically(path, kept.write_parquet)
 
     def samples(self, split: str, progress: bool = True):
-        """Return the run's own snapshot of the index, made once; later changes on disk do not enter."""
+        """Return the run's own snapshot of the index: later changes on disk do not enter."""
         import polars as pl
 
         from . import index
@@ -134,12 +134,12 @@ class RunDirectory:
             file.write(line + "\n")
 
     def status(self, status: str, step: int, reason: str = "") -> None:
-        """Say how the run stands; this file, not a notebook's metadata, tells whether it succeeded."""
+        """Say how the run stands: this file, not a notebook's metadata, tells of success."""
         document = {"status": status, "step": step, "reason": reason, "pid": os.getpid()}
         write_atomically(self.path / "status.json", json.dumps(document).encode())
 
     def control(self) -> str:
-        """Return and consume the word in the control file: pause, resume, stop, validate, save or ''."""
+        """Take the word in the control file: pause, resume, stop, validate, save or ''."""
         path = self.path / "control"
         try:
             word = path.read_text().strip()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def metric_name(config, frame) -> str:
-    """Return the metric that decides: `train.best`, else final_score where it exists, else psnr_y."""
+    """Return the deciding metric: `train.best`, else final_score where it is, else psnr_y."""
     if config.train.best:
         return config.train.best
     return "final_score" if "final_score" in frame.columns else "psnr_y"
 
 
 def history(frame, metric: str) -> list[tuple[int, float]]:
-    """Return (step, mean over degradations of their mean), ascending; `frame` is validation.parquet."""
+    """Return (step, mean over degradations of their means), ascending, of a validation frame."""
     import polars as pl
 
     if metric not in frame.columns:

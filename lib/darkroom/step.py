@@ -1,4 +1,4 @@
-"""One phase's turn: micro batches forward and backward, gradients joined over processes, clip, optimizer, EMA.
+"""The arithmetic of a turn: forward, backward, gradient sync, clip, optimizer, EMA.
 
 Runs on real and on fake tensors alike, so nothing here asks a tensor for its value; whether the
 losses are finite is the trainer's question, between `accumulate` and `apply`.

@@ -1,4 +1,4 @@
-"""Where numbers go: `train.jsonl` always, other trackers through accelerate; the one table of metric names.
+"""Where numbers go: train.jsonl always, trackers through accelerate; the table of metric names.
 
 Our names say phase and term (`loss/generator_l2`); trackers get the names that HYPIR users know
 (`loss/G_mse`), so that their dashboards keep working.
@@ -30,7 +30,7 @@ TRACKER_NAMES = {
 
 
 def tracker_name(name: str) -> str:
-    """Return the name a tracker shows for one of ours; `validation/Rain/psnr_y` is `val/Rain/PSNR`."""
+    """Return a tracker's name for one of ours; `validation/Rain/psnr_y` is `val/Rain/PSNR`."""
     if name in TRACKER_NAMES:
         return TRACKER_NAMES[name]
     parts = name.split("/")

@@ -1,4 +1,4 @@
-"""`python -m darkroom.train params/x.yaml [--run NAME] [--override a.b=c …]`: train without a notebook."""
+"""`python -m darkroom.train params/x.yaml [--run NAME] [--override a.b=c …]`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from . import names
 
-PIXEL_TERMS = ("l2", "l1", "charbonnier", "ssim", "lpips", "vgg")
+PIXEL_TERMS = ("l2", "l1", "charbonnier", "psnr", "ssim", "lpips", "vgg")
 PHASES = {
     "regression": ("network",),
     "one_step_gan": ("generator", "discriminator"),

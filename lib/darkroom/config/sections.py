@@ -145,6 +145,8 @@ class Loss(Section):
     """Absolute error."""
     charbonnier: Weight = 0.0
     """Smooth absolute error."""
+    psnr: Weight = 0.0
+    """Minus a tenth of the PSNR in dB: easy and hard images weigh the same."""
     ssim: Weight = 0.0
     """1 - SSIM of luminance."""
     lpips: Weight = 0.0

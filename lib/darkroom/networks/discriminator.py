@@ -1,7 +1,8 @@
-"""Discriminators: a frozen trunk that gives features of several scales, and small trainable heads on them.
+"""Discriminators: a frozen trunk with features of several scales, small trainable heads on them.
 
-The heads follow HYPIR (arXiv 2507.20590) and vision-aided GANs (Kumari et al. 2022): an anti-aliased
-convolution a level and a linear head on the pooled embedding, all under spectral normalisation.
+The heads follow HYPIR (arXiv 2507.20590) and vision-aided GANs (Kumari et al. 2022): an
+anti-aliased convolution a level and a linear head on the pooled embedding, all under spectral
+normalisation.
 """
 # B batch, C channels, H height, W width
 
@@ -62,7 +63,7 @@ class BinomialBlur(nn.Module):
 
 
 class MultiLevelHeads(nn.Module):
-    """Logits of every feature level: maps (B, 1, h, w) for the spatial levels, (B, 1) for the embedding."""
+    """Logits of every level: maps (B, 1, h, w) of the spatial ones, (B, 1) of the embedding."""
 
     def __init__(self, channels: list[int], embedding: int, width: int = 512) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class MultiLevelHeads(nn.Module):
 
 
 class TinyTrunk(nn.Module):
-    """A frozen random convolution pyramid: three maps and a pooled embedding, like a ConvNeXt trunk's.
+    """A frozen random convolution pyramid: three maps and a pooled embedding, as a ConvNeXt has.
 
     Random features tell pictures apart less well than CLIP's, but they are the same kind of
     object: fixed, differentiable, of several scales.

@@ -1,6 +1,6 @@
-"""Small honest stand-ins: an invertible autoencoder and a U-Net, trained from scratch in minutes on a CPU.
+"""Small honest stand-ins: an invertible autoencoder, and a U-Net that a CPU trains in minutes.
 
-Both networks start as the identity: before the first step the restored image is the untouched input.
+Both start as the identity: before the first step the restored image is the untouched input.
 """
 # B batch, C channels, H height, W width
 
@@ -61,7 +61,7 @@ class DegradationEmbedding(nn.Module):
 
 
 class ToneCurve(nn.Module):
-    """Exposure and colour as three numbers a channel: image^gamma * gain + offset; starts as identity."""
+    """Exposure and colour, three numbers a channel: image^gamma * gain + offset; first identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ToneCurve(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, scale and shift by the embedding (FiLM, Perez et al. 2018), two 3x3 convolutions, a skip.
+    """Norm, scale and shift by the embedding (FiLM, Perez et al. 2018), two convolutions, a skip.
 
     Only the branch is normalised: the exposure stays on the skip.
     """
@@ -105,7 +105,10 @@ class TinyUNet(nn.Module):
     """
 
     def __init__(
-        self, codec: PixelUnshuffleCodec, widths: tuple[int, ...] = (32, 64, 96), embedding: int = 96
+        self,
+        codec: PixelUnshuffleCodec,
+        widths: tuple[int, ...] = (32, 64, 96),
+        embedding: int = 96,
     ) -> None:
         super().__init__()
         channels = codec.latent_channels

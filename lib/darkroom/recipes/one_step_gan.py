@@ -15,10 +15,8 @@ from ..data import Batch, Sample
 from ..diffusion import alpha_bars, one_step_x0
 from ..networks.discriminator import Discriminator, TinyTrunk
 from ..networks.tiny import PixelUnshuffleCodec, TinyUNet
-from .pixel_losses import image_terms, weights_of
+from .pixel_losses import IMAGE_TERMS, image_terms, weights_of
 from .protocol import Losses, Phase, Restored, trainable
-
-TERMS = ("l2", "l1", "charbonnier", "ssim", "lpips", "vgg", "gan")
 
 
 class TinyEpsilon(nn.Module):
@@ -54,7 +52,7 @@ class OneStepGAN:
         self._heads = trainable(self.discriminator, "discriminator")
 
     def phases(self, config) -> list[Phase]:
-        weights = weights_of(config, TERMS)
+        weights = weights_of(config, (*IMAGE_TERMS, "gan"))
         generator = Phase(
             "generator", self._generator, config.optim.for_phase("generator").lr, weights
         )

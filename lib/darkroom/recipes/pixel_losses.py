@@ -7,7 +7,10 @@ import torch
 
 from .. import losses
 
-PIXEL_TERMS = ("l2", "l1", "charbonnier")
+SIGNED_TERMS = ("l2", "l1", "charbonnier")
+
+
+IMAGE_TERMS = (*SIGNED_TERMS, "psnr", "ssim", "lpips", "vgg")
 
 
 def image_terms(
@@ -16,13 +19,13 @@ def image_terms(
     """Return the weighted image losses, each (B,), of (B, 3, H, W) images in [0, 1].
 
     As in HYPIR and most diffusion code, l2, l1 and charbonnier are taken in [-1, 1], so that
-    published weights mean the same here; ssim and the perceptual losses take [0, 1].
+    published weights mean the same here; psnr, ssim and the perceptual losses take [0, 1].
     """
     terms = {}
     for name, weight in weights.items():
         if weight == 0:
             continue
-        if name in PIXEL_TERMS:
+        if name in SIGNED_TERMS:
             value = losses.LOSSES[name](prediction * 2 - 1, target * 2 - 1)
         else:
             value = losses.LOSSES[name](prediction, target)

@@ -43,7 +43,7 @@ class Losses:
 
 @dataclass
 class Restored:
-    """What restoration returns: images (B, 3, H, W) in [0, 1], and text where the family makes text."""
+    """What restoration returns: images (B, 3, H, W) in [0, 1]; text where the family makes it."""
 
     image: torch.Tensor
     text: list[str] | None = None
@@ -91,7 +91,7 @@ def buffers(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def grad_norm_modules(recipe: Recipe, names: list[str]) -> dict[str, list[nn.Parameter]]:
-    """Return, for each configured name, the network's parameters in modules whose path ends with it."""
+    """Return, for each name, the network's parameters in modules whose path ends with it."""
     found = {}
     for name in names:
         parameters = [

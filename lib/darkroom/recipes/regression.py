@@ -7,10 +7,8 @@ from torch import nn
 
 from ..data import Batch, Sample
 from ..networks.tiny import PixelUnshuffleCodec, TinyUNet
-from .pixel_losses import image_terms, weights_of
+from .pixel_losses import IMAGE_TERMS, image_terms, weights_of
 from .protocol import Losses, Phase, Restored, trainable
-
-TERMS = ("l2", "l1", "charbonnier", "ssim", "lpips", "vgg")
 
 
 class Regression:
@@ -25,7 +23,7 @@ class Regression:
 
     def phases(self, config) -> list[Phase]:
         lr = config.optim.for_phase("network").lr
-        return [Phase("network", self._parameters, lr, weights_of(config, TERMS))]
+        return [Phase("network", self._parameters, lr, weights_of(config, IMAGE_TERMS))]
 
     def draw(self, sample: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
         return {}
