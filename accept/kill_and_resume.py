@@ -27,7 +27,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 # Saves often, so that many kills fall into one; saving has no say in the numbers.
-RANDOM = {"train.save_every": 20, "train.image_every": 100}
+RANDOM = {"train.save_every": 20, "train.image_every": 30}
 # Everything that writes happens in these few steps: saves, pruning, images, scores, best.
 SHORT = {
     "train.steps": 3,
@@ -194,14 +194,19 @@ def report(title: str, wrong: dict[str, list[str]], cases: int) -> bool:
     return not wrong
 
 
-def random_kills(folder: Path, make, kills: int, seconds: float, override: dict, whom) -> list[str]:
+def random_kills(
+    folder: Path, make, kills: int, seconds: float | None, override: dict, whom
+) -> list[str]:
     """Return what differs between an untouched run and one killed at random instants."""
     alone, killed = folder / "alone" / "run", folder / "killed" / "run"
     for run_dir in (alone, killed):
         run_dir.parent.mkdir(parents=True)
     started = time.monotonic()
     finish(make(alone, override), folder / "alone.log")
-    print(f"untouched: {time.monotonic() - started:.0f} s", flush=True)
+    took = time.monotonic() - started
+    # late enough to reach past a save, early enough that the run does not end before its last kill
+    seconds = seconds or 8 + 1.5 * took / kills
+    print(f"untouched: {took:.0f} s; killed at instants up to {seconds:.0f} s", flush=True)
     print("killed at", *at_random(make(killed, override), folder / "log", kills, seconds, whom))
     return compare(fingerprint(alone), fingerprint(killed))
 
@@ -233,16 +238,19 @@ def call_kills(folder: Path, override: dict, every: int = 1) -> tuple[dict[str, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="at random instants")
-    parser.add_argument("--seconds", type=float, default=40, help="the latest random instant")
+    parser.add_argument("--seconds", type=float, help="the latest instant (fitted to the kills)")
+    parser.add_argument("--steps", type=int, default=600, help="of the run killed at random")
     parser.add_argument("--every", type=int, default=1, help="of the system calls, every n-th")
     parser.add_argument("--only", choices=("random", "calls", "papermill"))
     parser.add_argument("--keep", type=Path, help="folder for runs and logs")
     asked = parser.parse_args()
     folder = asked.keep or Path(tempfile.mkdtemp(prefix="darkroom_kill_"))
-    well = True
+    well, steps = True, {"train.steps": asked.steps}
     if asked.only in (None, "random"):
         whom = ("process", "session")
-        wrong = random_kills(folder / "random", command, asked.kills, asked.seconds, RANDOM, whom)
+        wrong = random_kills(
+            folder / "random", command, asked.kills, asked.seconds, RANDOM | steps, whom
+        )
         well &= report("random instants", {"after all kills": wrong} if wrong else {}, 1)
     if asked.only in (None, "calls"):
         if not shutil.which("strace"):
@@ -251,9 +259,14 @@ def main() -> int:
         else:
             well &= report("system calls", *call_kills(folder / "calls", SHORT, asked.every))
     if asked.only in (None, "papermill"):
-        few = RANDOM | {"train.steps": 120}
+        few = RANDOM | {"train.steps": asked.steps // 2}
         wrong = random_kills(
-            folder / "papermill", papermill, 6, asked.seconds, few, ("kernel", "session")
+            folder / "papermill",
+            papermill,
+            max(2, asked.kills // 3),
+            asked.seconds,
+            few,
+            ("kernel", "session"),
         )
         well &= report("papermill", {"after all kills": wrong} if wrong else {}, 1)
     return 0 if well else 1
