@@ -1,0 +1,86 @@
+"""Where images come from: the embedded photographs, folders, pair trees and parquet tables.
+
+Every source becomes one listing, a row a file, with nothing opened yet. `partner` is the GT of an
+LQ file; `problem` is a reason to leave a file out that is known without looking inside.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..photographs import PHOTOGRAPHS
+from .listing import IndexSourceError, Listing
+from .tables import list_table
+from .trees import list_folder, list_pairs
+
+
+def list_sources(config) -> list[Listing]:
+    """Return the listings of a config: that of `data.source`, and of `validation.data` if set.
+
+    Rows of the second have split val and rows of the first split train. Without a second, the
+    split is that of the photographs, or of folders named train and val, or null: still to be drawn.
+    """
+    source = config.data.source
+    if source not in ("photographs", "folder", "pairs", "parquet"):
+        raise ValueError(
+            f"data.source {source} cannot be indexed yet: photographs, folder, pairs, parquet can"
+        )
+    if source == "photographs":
+        first = _photographs()
+    else:
+        first = _list(source, _location(config, "data.train", config.data.train), config)
+    if config.validation.data is None:
+        return [first]
+    place = _location(config, "validation.data", config.validation.data)
+    second = _list(_kind(place), place, config)
+    if source == "photographs":
+        first.rows = [r for r in first.rows if r["split"] == "train"]
+    for listing, split in ((first, "train"), (second, "val")):
+        for row in listing.rows:
+            row["split"] = split
+    return [first, second]
+
+
+def _location(config, key: str, value: str | None) -> Path:
+    if value is None:
+        raise IndexSourceError(
+            f"data.source {config.data.source} needs {key}: the folder or parquet of the images"
+        )
+    path = Path(config.paths.data, Path(value).expanduser())
+    if not path.exists():
+        raise IndexSourceError(
+            f"{key} is {path}, which does not exist: relative names start at paths.data "
+            f"({config.paths.data}), set in params/local.yaml"
+        )
+    return path.absolute()
+
+
+def _kind(place: Path) -> str:
+    """Say whether a validation location is a parquet file, a tree of pairs or a folder."""
+    if place.is_file():
+        return "parquet"
+    names = {d.casefold() for _, folders, _ in os.walk(place) for d in folders}
+    return "pairs" if {"lq", "gt"} <= names else "folder"
+
+
+def _list(kind: str, place: Path, config) -> Listing:
+    wanted, found = ("a parquet file or list", place.is_file()) if kind == "parquet" else (
+        "a folder", place.is_dir()
+    )  # fmt: skip
+    if not found:
+        raise IndexSourceError(f"data.source {kind} needs {wanted}, and {place} is none")
+    if kind == "parquet":
+        return list_table(place, config)
+    return list_folder(place) if kind == "folder" else list_pairs(place)
+
+
+def _photographs() -> Listing:
+    listing = Listing("the embedded photographs", num_found=len(PHOTOGRAPHS))
+    for photograph in PHOTOGRAPHS:
+        place = os.stat(photograph.path)
+        listing.add(
+            str(photograph.path), "image", photograph.name, split=photograph.split,
+            bytes=place.st_size, modified_ns=place.st_mtime_ns,
+        )  # fmt: skip
+    return listing
