@@ -27,8 +27,9 @@ def build_index(config, *, workers: int | None = None, progress: bool = True):
 
     Every file is decoded once; what was measured is kept in `<paths.runs>/.index-cache` by path,
     size and modification time, so a later run decodes what changed and an interrupted one
-    continues. `workers` processes share the work (None: one a core). Raises ValueError for a place that does not exist or holds
-    nothing usable; a single bad file never does.
+    continues. `workers` processes share the work (None: one a core).
+    Raises ValueError for a place that does not exist or holds nothing usable; a single bad file
+    never does.
     """
     import polars as pl
 

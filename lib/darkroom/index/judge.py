@@ -14,8 +14,9 @@ SWAPPED_GAIN = 1.15  # the LQ shows the GT's own detail this much stronger
 SWAPPED_DETAIL = 1.5  # of a Blur pair: LQ detail over GT detail
 SWAPPED_STEPS = 20.0  # of a Lowlight pair: LQ brighter by so many of 255
 ADDED_LIGHT_STEPS = -1.0  # of a Rain or Snow pair, which add light: LQ darker than this, and …
-ADDED_DETAIL = 0.9  # … with less detail
-SHIFT_PIXELS = 2.0
+ADDED_DETAIL = 0.9  # … with less detail, or …
+ADDED_SKEW = -1.0  # … missing light in few places
+SHIFT_PIXELS = 1.75  # 2 px, less what the estimate may be off
 SHIFT_RESPONSE = 0.1
 SHIFT_FINE = 0.95
 SHIFT_COARSE = 0.8  # asked of Blur and unnamed types too: motion blur moves edges, not pictures
@@ -84,9 +85,9 @@ def _swapped():
         .when(
             kind.is_in(["Rain", "Snow"])
             & (pl.col("brightness") < ADDED_LIGHT_STEPS)
-            & (detail < ADDED_DETAIL)
+            & ((detail < ADDED_DETAIL) | (pl.col("skew") < ADDED_SKEW))
         )
-        .then(pl.lit(text + "the GT is brighter and has more detail than its rain or snow"))
+        .then(pl.lit(text + "the GT has light that the LQ has not, as rain and snow add it"))
     )
 
 

@@ -31,6 +31,7 @@ PAIR_MEASURES = (
     "gain",  # detail of the LQ that is the GT's own, over the GT's detail
     "detail",  # energy of the LQ's detail over that of the GT's
     "brightness",  # mean luminance of LQ minus GT, in 8-bit steps
+    "skew",  # of the difference LQ minus GT; light that was added is positive
     "shift_x",  # of the LQ's content, in pixels to the right
     "shift_y",  # and down
     "response",  # of the phase correlation, 0 to 1
@@ -109,7 +110,13 @@ def compare(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
     energy_lq, energy_gt = float(np.vdot(a, a)), float(np.vdot(b, b))
     if energy_gt < 0.05 * b.size or min(gt.shape) < 32:  # nothing to compare in a flat picture
         return found
-    found |= {"gain": float(np.vdot(a, b)) / energy_gt, "detail": energy_lq / energy_gt}
+    difference = soft_lq - soft_gt - found["brightness"]
+    square = difference * difference
+    found |= {
+        "gain": float(np.vdot(a, b)) / energy_gt,
+        "detail": energy_lq / energy_gt,
+        "skew": float(np.vdot(square, difference)) / b.size / (float(square.mean()) ** 1.5 + 1e-6),
+    }
     (x, y), response = cv2.phaseCorrelate(
         soft_gt - soft_gt.mean(), soft_lq - soft_lq.mean(), _hann(gt.shape)
     )
