@@ -44,6 +44,15 @@ def _better(metric: str, new: float, old: float, min_delta: float = 0.0) -> bool
     return old - new > min_delta if lower_is_better else new - old > min_delta
 
 
+def best_step(frame, config) -> int | None:
+    """Return the step of the best validation in a frame, the earliest of equals."""
+    metric, best = metric_name(config, frame), None
+    for step, score in history(frame, metric):
+        if best is None or _better(metric, score, best[1]):
+            best = (step, score)
+    return best[0] if best else None
+
+
 def judge(frame, config, step: int) -> tuple[bool, tuple[str, str] | None]:
     """Return whether `step` is the best validation so far, and ("early-stopped", reason) or None.
 

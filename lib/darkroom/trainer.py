@@ -136,6 +136,17 @@ class Trainer:
         self.saved = saved.step if saved else None
         if self.main:
             self.run.rewind(self.state.step)
+            self._mend_links()
+
+    def _mend_links(self) -> None:
+        """Point `latest` and `best` where a kill between a save and its links left them behind."""
+        if self.saved is None:
+            return
+        checkpoint.link(self.run.path, "latest", self.saved)
+        if (self.run.path / validate.FILE).exists():
+            best = selection.best_step(validate.read(self.run.path, which="training"), self.config)
+            if best in checkpoint.steps(self.run.path):
+                checkpoint.link(self.run.path, "best", best)
 
     def _horizon(self, num_images: int) -> int | None:
         """Return the steps by precedence steps > hours > images > epochs; None: probe first."""
