@@ -11,9 +11,16 @@ from .tables import Table
 
 
 def _samples(config):
+    """Return the training samples: the run's own snapshot, or what a first start would take now.
+
+    Looking writes no snapshot: until a run has started, its data may still be changed.
+    """
+    from .. import index
     from ..run import RunDirectory
 
-    return RunDirectory(config).samples("train")
+    if (config.run_dir / "config.json").exists():
+        return RunDirectory(config).samples("train")
+    return index.samples(index.build_index(config, progress=False), "train")
 
 
 def horizon(config) -> tuple[int | None, str]:
@@ -43,7 +50,8 @@ def preflight(config) -> Table:
     steps, reason = horizon(config)
     seen = f"; {steps * config.train.effective_batch:,} images seen" if steps else ""
     rows.append(("horizon", f"{steps:,} steps" if steps else "not yet known", reason + seen))
-    rows += [("note", "", line) for line in config.notes]
+    # the horizon has its row, in steps
+    rows += [("note", "", n) for n in config.notes if not n.startswith("horizon")]
     rows += [("warning", "", line) for line in config.warnings]
     frame = pl.DataFrame(rows, schema=["what", "value", "why"], orient="row")
     return Table(frame, f"About to train {config.run}")
