@@ -435,17 +435,23 @@ def parameters_of(recipe):
     }
 
 
-def test_validate_scores_the_best_checkpoint_s_ema_and_records_it(finished):
+def test_the_latest_checkpoint_is_judged_unless_early_stopping_chose_the_best(finished):
+    assert validate.chosen(finished) == "latest"
+    rule = {"metric": "psnr_y", "patience": 2, "min_delta": 0.0}
+    assert validate.chosen(load_again(finished, **{"train.early_stopping": rule})) == "best"
+
+
+def test_validate_scores_the_checkpoint_s_ema_and_records_it(finished):
     frame = validate.validate(finished, progress=False)
-    assert frame["step"].unique().to_list() == [10]
+    assert frame["step"].unique().to_list() == [20]
     assert frame["weights"].unique().to_list() == ["ema"]
     assert (frame["psnr_y"] - frame["psnr_y_input"]).abs().max() > 0.01
     assert frame["psnr_y_affine"].null_count() == 0
     recorded = pl.read_parquet(finished.run_dir / validate.FILE)
     assert recorded.equals(frame)
     raw = load_again(finished, **{"validation.weights": "raw"})
-    frame = validate.validate(raw, step=20, baseline=False, progress=False)
-    assert frame["step"].unique().to_list() == [20]
+    frame = validate.validate(raw, step=10, baseline=False, progress=False)
+    assert frame["step"].unique().to_list() == [10]
     np.testing.assert_allclose(frame["psnr_y"], frame["psnr_y_input"], atol=1e-3)
     assert len(validate.read(finished.run_dir, "all")) == len(recorded) + len(frame)
 

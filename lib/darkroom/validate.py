@@ -211,7 +211,7 @@ def summary(frame):
 def validate(config, *, step: int | None = None, baseline: bool = True, progress: bool = True):
     """Score a checkpoint of a run, record it and return its frame.
 
-    The best checkpoint by default, else the latest; `step` names another. The model is the run's
+    The checkpoint of `chosen` by default; `step` names another. The model is the run's
     own (`runs/<run>/config.json`); of the given config only `validation` and `restore` count. With
     `baseline` psnr_y_affine and ssim_y_affine stand beside: the best colour correction's scores.
     """
@@ -248,6 +248,15 @@ def restore_items(config, keys, *, step: int | None = None) -> list[tuple]:
     return pictures
 
 
+def chosen(config) -> str:
+    """Return which checkpoint a run is judged by: `latest`, or `best` where early stopping chose.
+
+    The best of many, chosen on the very images that are scored, would flatter the score.
+    """
+    best = checkpoint.linked(config.run_dir, "best") is not None
+    return "best" if config.train.early_stopping and best else "latest"
+
+
 def _load(config, step: int | None):
     """Return (config, recipe, step, weights) of a run's checkpoint."""
     from .config import Config, difference
@@ -269,8 +278,7 @@ def _load(config, step: int | None):
     for module in recipe.modules.values():
         module.to(device)
     if step is None:
-        name = "best" if checkpoint.linked(run_dir, "best") is not None else "latest"
-        saved = checkpoint.read_named(run_dir, name)
+        saved = checkpoint.read_named(run_dir, chosen(config))
     else:
         saved = checkpoint.read(run_dir, step)
     taken = checkpoint.load_network(recipe, saved, config.validation.weights)
