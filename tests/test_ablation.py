@@ -36,6 +36,19 @@ def test_an_empty_section_gives_a_short_example_that_is_a_valid_config():
         assert changed.train.steps == ablation.EXAMPLE_STEPS
 
 
+def test_a_change_to_null_is_described_like_any_other():
+    config = configured(variants={"unclipped": {"train.clip": None}})
+    texts = [ablation.describe(config, v) for v in ablation.variants(config)]
+    assert texts == ["–", "train.clip = None"]
+
+
+def test_the_example_describes_only_what_sets_a_variant_apart():
+    config = configured()
+    texts = {v.name: ablation.describe(config, v) for v in ablation.variants(config)}
+    assert texts["baseline"] == "–"
+    assert texts["half_batch"] == f"train.effective_batch = {config.train.effective_batch // 2}"
+
+
 def test_a_value_that_no_run_can_have_is_refused_before_the_first_variant_starts(tmp_path):
     config = configured(tmp_path, variants={"good": {"loss.gan": 0}, "bad": {"train.clip": -1}})
     with pytest.raises(ValueError, match="clip"):

@@ -61,12 +61,13 @@ def _example(config) -> dict[str, dict]:
     return {
         BASELINE: short,
         "quarter_rate": {**short, **slower},
-        "half_batch": {
-            **short,
-            "train.effective_batch": max(1, config.train.effective_batch // 2),
-            "train.micro_batch": None,
-        },
+        "half_batch": {**short, **_half_batch(config)},
     }
+
+
+def _half_batch(config) -> dict:
+    half = {"train.effective_batch": max(1, config.train.effective_batch // 2)}
+    return half if config.train.micro_batch is None else {**half, "train.micro_batch": None}
 
 
 def is_example(config) -> bool:
@@ -77,12 +78,17 @@ def is_example(config) -> bool:
 def describe(config, variant: Variant) -> str:
     """Return what a variant changes in words; what the example shortens everywhere is left out."""
     common = _example_horizon() if is_example(config) else {}
-    changes = {k: v for k, v in variant.changes.items() if common.get(k) != v}
+    changes = {k: v for k, v in variant.changes.items() if k not in common or common[k] != v}
     return ", ".join(f"{k} = {v}" for k, v in changes.items()) or "–"
 
 
 def _example_horizon() -> dict:
-    return {"train.steps": EXAMPLE_STEPS, "validation.samples_per_type": 4}
+    # an average over ten steps: a longer one would still hold the untrained network
+    return {
+        "train.steps": EXAMPLE_STEPS,
+        "train.ema_decay": 0.9,
+        "validation.samples_per_type": 4,
+    }
 
 
 def _rates(config) -> dict[str, float]:
