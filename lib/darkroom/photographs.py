@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CC0 = "CC0 1.0"
+CC_BY = "CC BY 2.0"
 PUBLIC_DOMAIN = "public domain"
 NO_KNOWN_COPYRIGHT = "no known copyright restrictions"
 
@@ -44,13 +45,18 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)  # locates a top-level package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the embedded photographs ship inside {package}, which is not installed: run `make demo`"
+            f"the embedded photographs ship inside {package}, which is not installed: run "
+            "`make install`"
         )
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
 def _skimage(file: str, split: str, licence: str, source: str) -> Photograph:
     return Photograph(Path(file).stem, "skimage", f"data/{file}", split, licence, source)
+
+
+def _sklearn(file: str, source: str) -> Photograph:
+    return Photograph(Path(file).stem, "sklearn", f"datasets/images/{file}", "train", CC_BY, source)
 
 
 MIDDLEBURY = "Middlebury 2014 stereo benchmark, Scharstein et al., GCPR 2014"
@@ -69,6 +75,8 @@ PHOTOGRAPHS = (
     _skimage("brick.png", "train", CC0, "CC0Textures: Bricks25 (grey)"),
     _skimage("grass.png", "train", CC0, "linolafett, DeviantArt (grey)"),
     _skimage("gravel.png", "train", CC0, "CC0Textures: Gravel04 (grey)"),
+    _sklearn("china.jpg", "danielbuechele, flickr.com/photos/danielbuechele/6061409035"),
+    _sklearn("flower.jpg", "vultilion, flickr.com/photos/vultilion/6056698931"),
     _skimage("chelsea.png", "val", CC0, "Stefan van der Walt: Chelsea the cat"),
     _skimage("rocket.jpg", "val", PUBLIC_DOMAIN, "SpaceX: launch of DSCOVR on Falcon 9"),
     _skimage("camera.png", "val", CC0, "Lav Varshney (grey)"),
