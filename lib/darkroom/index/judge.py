@@ -32,7 +32,7 @@ def judge_files(table):
     missing = pl.col("bytes").is_null() & pl.col("problem").is_null()
     return table.with_columns(
         pl.col("problem").alias("excluded:listed"),
-        pl.when(missing).then(pl.lit("the file does not exist")).alias("excluded:missing"),
+        pl.when(missing).then(pl.lit("there is no such file")).alias("excluded:missing"),
         pl.col("error").alias("excluded:error"),
         pl.when(claimed.is_not_null() & (found != claimed))
         .then(pl.format("wrong extension: a {} file is named {}", found, suffix))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from .listing import IndexSourceError, Listing, canonical_type, side_of
@@ -86,7 +87,7 @@ def _stat(path: str) -> tuple[int | None, int | None]:
         place = os.stat(path)
     except OSError:
         return None, None
-    return place.st_size, place.st_mtime_ns
+    return (place.st_size, place.st_mtime_ns) if stat.S_ISREG(place.st_mode) else (None, None)
 
 
 def _names(values: list[str | None]) -> list[str]:

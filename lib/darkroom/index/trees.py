@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def _walk(root: Path) -> tuple[list[tuple[str, int, int]], int]:
                 except OSError:  # a dangling link: listed, and found missing when it is read
                     files.append((below + name, None, None))
                     continue
-                files.append((below + name, place.st_size, place.st_mtime_ns))
+                if stat.S_ISREG(place.st_mode):
+                    files.append((below + name, place.st_size, place.st_mtime_ns))
     return sorted(files), num_found
 
 
