@@ -6,6 +6,7 @@ import numpy as np
 
 from .style import (
     BLUE,
+    GREEN,
     INK,
     MUTED,
     ORANGE,
@@ -69,46 +70,78 @@ def _curve(axis, frame, column: str, colour: str, label: str | None = None) -> n
     return mean
 
 
-def _loss_scale(axis, values: list[np.ndarray]) -> None:
-    if values and prefers_log(np.concatenate(values)):
+def _loss_scale(axis, means: list[np.ndarray]) -> None:
+    """Scale the y axis: logarithmic over decades, else close around the bulk of what is drawn.
+
+    Single outliers may leave the axis, the running means never do; zero is shown when it is near.
+    """
+    if not means:
+        return
+    if prefers_log(np.concatenate(means)):
         axis.set_yscale("log")
         _decade_labels(axis)
-    else:
-        axis.set_ylim(bottom=min(0, *(np.nanmin(v) for v in values)) if values else None)
+        return
+    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
+    low, high = np.nanquantile(drawn, [0.01, 0.99])
+    low = min(low, *(np.nanmin(m) for m in means))
+    high = max(high, *(np.nanmax(m) for m in means))
+    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    near_zero = 0 <= low < 0.35 * high
+    axis.set_ylim(0 if near_zero else low - room, high + room)
 
 
 @styled
 def losses(frame) -> Picture:
-    """Draw every phase's loss, total and weighted terms: raw thin, running mean over 5 % thick."""
+    """Draw every phase's loss and its weighted terms, a panel each: raw thin, mean over 5 % thick.
+
+    Terms have scales of their own, so that a small one (the GAN's) shows beside a large one.
+    """
     names = phases(frame)
     if not names:
         raise ValueError("the rows hold no loss/<phase>_total: train a step first")
-    first = _columns(frame, f"loss/{names[0]}_total")[0]
-    _, values = _points(frame, first)
+    _, values = _points(frame, f"loss/{names[0]}_total")
     mean = smooth(values)
     title = (
         f"{names[0].capitalize()} loss {_number(mean[0])} → {_number(mean[-1])} "
         f"in {plural(len(values), 'step')}"
     )
-    picture, axes = figure(title, 1, len(names), height=3.3)
-    for axis, name in zip(axes[0], names, strict=True):
-        total = f"loss/{name}_total"
-        terms = [c for c in _columns(frame, f"loss/{name}_") if c != total]
-        drawn = []
-        if len(terms) > 1:
-            for colour, column in zip(SERIES, terms, strict=False):
-                label = column.removeprefix(f"loss/{name}_")
-                drawn.append(_curve(axis, frame, column, colour, TERM_NAMES.get(label, label)))
-        drawn.append(_curve(axis, frame, total, INK if len(terms) > 1 else BLUE, "total"))
-        _loss_scale(axis, drawn)
-        axis.set(title=f"{name} · loss (weighted)", xlabel="step")
-        if len(terms) > 1:
+    panels = _panels(frame, names)
+    columns = min(3, len(panels))
+    picture, axes = figure(title, -(-len(panels) // columns), columns, height=2.2)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (heading, lines) in zip(axes.flat, panels, strict=False):
+        means = [_curve(axis, frame, c, colour, label) for c, label, colour in lines]
+        _loss_scale(axis, means)
+        axis.set(title=heading, xlabel="step")
+        if len(lines) > 1:
             axis.legend(ncols=2)
     return picture
 
 
+def _panels(frame, names: list[str]) -> list[tuple[str, list]]:
+    """Return (heading, [(column, label, colour)]) of every phase's total, its terms, and logits."""
+    panels = []
+    for name in names:
+        total = f"loss/{name}_total"
+        terms = [c for c in _columns(frame, f"loss/{name}_") if c != total]
+        if len(terms) == 1:
+            terms = []
+        heading = f"{name} · weighted sum" if terms else f"{name} · loss"
+        panels.append((heading, [(total, "total", INK if terms else BLUE)]))
+        for column in terms:
+            label = column.removeprefix(f"loss/{name}_")
+            panels.append((f"{name} · {TERM_NAMES.get(label, label)}", [(column, label, BLUE)]))
+    logits = [c for c in ("logits/real", "logits/fake") if c in _columns(frame, "logits/")]
+    if logits:
+        colours = {"logits/real": GREEN, "logits/fake": VERMILION}
+        lines = [(c, c.removeprefix("logits/"), colours[c]) for c in logits]
+        panels.append(("discriminator · mean logits", lines))
+    return panels
+
+
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.3g}".replace("-", "−")
 
 
 @styled
@@ -180,8 +213,13 @@ def _draw_rates(axis, series: dict) -> None:
         # equal schedules lie on each other: dashes let the one below show
         axis.plot(steps, values, color=colour, label=name, linestyle=("-", (0, (4, 3)))[number % 2])
     axis.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-    axis.yaxis.set_major_formatter(lambda v, _: f"{v:.1e}".replace(".0e-0", "e-") if v else "0")
+    axis.yaxis.set_major_formatter(lambda v, _: _scientific(v))
     axis.legend(ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+
+
+def _scientific(value: float) -> str:
+    """Return "2e-4", "1.5e-3" or "0"."""
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-") if value else "0"
 
 
 @styled
