@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# docs/architecture.md draws this. A unit is a file or a folder of lib/darkroom. It may import what
+# docs/architecture.md shows this table, too. A unit is a file or a folder of lib/darkroom. It may import what
 # stands in an earlier row, or in its own row as long as no cycle comes of it.
 TIERS = (
     "config paths images photographs",
@@ -82,6 +82,12 @@ def cycle(edges: dict[str, set[str]]) -> list[str] | None:
 def test_every_module_has_its_place_in_the_table(graph):
     unplaced = {unit(module) for module in graph} - set(TIER)
     assert not unplaced, f"say in TIERS where {sorted(unplaced)} belong"
+
+
+def test_the_table_is_the_one_that_the_architecture_page_shows(repo):
+    page = (repo / "docs" / "architecture.md").read_text()
+    rows = [line.split("|")[2].split() for line in page.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [row.split() for row in TIERS]  # the first row is the table's head
 
 
 def test_imports_point_only_leftwards(graph):
