@@ -54,6 +54,10 @@ STYLE = {
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows as PNG, with or without pyplot's inline backend."""
 
+    def __repr__(self) -> str:
+        # a log cannot show the picture, but can say what it found
+        return f"[figure] {self.get_suptitle()}"
+
     def png(self) -> bytes:
         """Return the rendered figure as PNG bytes."""
         from matplotlib import rc_context
