@@ -22,6 +22,8 @@ UNIMPORTED = {
     "jupyterlab": "make lab",
     "papermill": "make demo",
     "torchvision": "diffusers, open_clip and pyiqa import it",
+    "lpips": "its wheel holds the heads that LPIPS needs",
+    "scikit-learn": "two of the embedded photographs lie in its wheel",
     "diffusers": "the full-size recipes",
     "open-clip-torch": "the full-size discriminator trunk",
     "peft": "the adapters of full-size recipes",

@@ -59,7 +59,7 @@ def load_config(
     for where, layer in layers:
         values = merge(values, _tidy(layer, where))
     for key, value in override.items():
-        put(values, key, value)
+        names.put(values, key, value)
     values |= {"base": None if base is None else str(base), "override": override}
     return Config.from_dict(values, lambda path: _origin(path, layers, override))
 
@@ -72,24 +72,6 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
             value = merge(merged[key], value)
         merged[key] = value
     return merged
-
-
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a nested dict; `stages.<name>.changes` keeps dotted keys of its own."""
-    parts = key.split(".")
-    if parts[0] == "stages" and parts[2:3] == ["changes"] and len(parts) > 3:
-        parts = [*parts[:3], ".".join(parts[3:])]
-    for n, part in enumerate(parts[:-1]):
-        inner = values.get(part)
-        if inner is None:
-            inner = {}
-        elif not isinstance(inner, dict):
-            raise ConfigError(
-                f"override `{key}`: `{'.'.join(parts[: n + 1])}` is a value, nothing lies below it"
-            )
-        values[part] = dict(inner)
-        values = values[part]
-    values[parts[-1]] = value
 
 
 def read_params(path: Path) -> dict[str, Any]:

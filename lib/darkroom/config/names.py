@@ -131,6 +131,24 @@ def flat(values, prefix: str = "") -> dict:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def put(values: dict, key: str, value) -> None:
+    """Set a dotted key in a nested dict; `stages.<name>.changes` keeps dotted keys of its own."""
+    parts = key.split(".")
+    if parts[0] == "stages" and parts[2:3] == ["changes"] and len(parts) > 3:
+        parts = [*parts[:3], ".".join(parts[3:])]
+    for n, part in enumerate(parts[:-1]):
+        inner = values.get(part)
+        if inner is None:
+            inner = {}
+        elif not isinstance(inner, dict):
+            raise ConfigError(
+                f"override `{key}`: `{'.'.join(parts[: n + 1])}` is a value, nothing lies below it"
+            )
+        values[part] = dict(inner)
+        values = values[part]
+    values[parts[-1]] = value
+
+
 def meant(
     name: str, path: tuple[str, ...], siblings: list[str], everything: tuple[str, ...]
 ) -> str:

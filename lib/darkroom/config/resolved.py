@@ -69,11 +69,9 @@ class Config(Section):
 
     def with_changes(self, changes: dict[str, Any]) -> Config:
         """Return the config with other values at these dotted keys."""
-        from .load import put
-
         values = self.to_dict()
         for key, value in changes.items():
-            put(values, key, value)
+            names.put(values, key, value)
         return type(self).from_dict(values)
 
     @functools.cached_property
