@@ -44,7 +44,7 @@ class UnreadableImage(ValueError):
 class Decoded:
     """A decoded picture and what was done to make it 8-bit RGB."""
 
-    array: np.ndarray  # (H, W, 3) uint8
+    array: np.ndarray  # (H, W, 3) uint8; (H, W) when asked for grey
     format: str  # what the bytes are, as PIL names it: JPEG, PNG, …
     notes: tuple[str, ...]  # conversions: "EXIF orientation 6 applied", "CMYK converted", …
 
@@ -63,8 +63,11 @@ def read_image(path: str | Path) -> np.ndarray:
     return decode(data, path).array
 
 
-def decode(data: bytes, path: str | Path) -> Decoded:
-    """Decode the bytes of a picture file; `path` only names it in errors."""
+def decode(data: bytes, path: str | Path, *, grey: bool = False) -> Decoded:
+    """Decode the bytes of a picture file; `path` only names it in errors.
+
+    With `grey` the array is the luminance, (H, W) uint8 (ITU-R BT.601), which is faster to get.
+    """
     from PIL import Image
 
     if not data:
@@ -76,7 +79,7 @@ def decode(data: bytes, path: str | Path) -> Decoded:
             width, height = picture.size
             if width * height > PIXEL_LIMIT:
                 raise UnreadableImage(path, _bomb(width, height))
-            return _convert(picture, data, path)
+            return _convert(picture, data, path, grey)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
@@ -94,8 +97,8 @@ def _bomb(width: int, height: int) -> str:
     return f"decompression bomb: {width}x{height} pixels, more than the limit of {PIXEL_LIMIT}"
 
 
-def _convert(picture, data: bytes, path: str | Path) -> Decoded:
-    """Load an opened PIL image and turn it into 8-bit RGB."""
+def _convert(picture, data: bytes, path: str | Path, grey: bool) -> Decoded:
+    """Load an opened PIL image and turn it into 8-bit RGB, or into its luminance."""
     container, depth, notes = picture.format, _bits(picture, data), []
     if depth > 8:
         notes.append(f"{depth}-bit scaled to 8")
@@ -105,6 +108,8 @@ def _convert(picture, data: bytes, path: str | Path) -> Decoded:
         notes.append("palette converted")
     elif picture.mode == "CMYK":
         notes.append("CMYK converted")
+    if grey and picture.format == "JPEG" and picture.mode == "RGB":
+        picture.draft("L", None)  # the same pass over the file, without the chroma planes' pixels
     picture.load()
     if picture.has_transparency_data:
         notes.append("alpha composited on white")
@@ -113,7 +118,11 @@ def _convert(picture, data: bytes, path: str | Path) -> Decoded:
     elif picture.has_transparency_data:
         array = _on_white(np.asarray(picture.convert("RGBA")), 255)
     else:
-        array = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        if picture.mode not in ("RGB", "L") or (picture.mode == "L" and not grey):
+            picture = picture.convert("RGB")
+        array = np.array(picture.convert("L") if grey else picture)
+    if grey and array.ndim == 3:
+        array = np.rint(array @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
     orientation = _orientation(picture)
     if orientation in ORIENTATIONS:
         array = np.ascontiguousarray(ORIENTATIONS[orientation](array))

@@ -67,5 +67,6 @@ def report(config, samples, recipe) -> list[tuple[str, str, str]]:
     for phase in recipe.phases(config):
         count = sum(p.numel() for p in phase.parameters.values())
         terms = ", ".join(f"{k} {v:g}" for k, v in phase.weights.items() if v)
-        rows.append((f"{phase.name} trains", f"{count:,} parameters", f"lr {phase.lr:g}; {terms}"))
+        why = f"lr {phase.lr:g}" + (f"; {terms}" if terms else "")
+        rows.append((f"{phase.name} trains", f"{count:,} parameters", why))
     return rows

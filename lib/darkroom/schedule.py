@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import math
 
+PROBE_STEPS, PROBE_WARMUP = 20, 5  # timed steps that turn hours into a horizon; the first are not
+
 
 def resolve(amount: int | float | str, horizon: int) -> int:
     """Turn steps or a share such as "5%" into steps of this horizon."""
     if isinstance(amount, str):
         return round(float(amount.rstrip("% ")) / 100 * horizon)
     return int(amount)
+
+
+def horizon(config, num_images: int | None = None) -> tuple[int | None, str]:
+    """Return the horizon in steps and its reason, by precedence steps > hours > images > epochs.
+
+    None where only timed steps can tell (hours). `num_images` are the training images of the run.
+    """
+    train = config.train
+    if train.steps is not None:
+        return train.steps, "train.steps"
+    if train.hours is not None:
+        return None, f"train.hours {train.hours:g}: fixed after {PROBE_STEPS} timed steps"
+    batch = train.effective_batch
+    if train.images is not None:
+        return math.ceil(train.images / batch), f"train.images {train.images:,} / {batch}"
+    steps = math.ceil(train.epochs * num_images / batch)
+    return steps, f"train.epochs {train.epochs:g} x {num_images} images / {batch}"
 
 
 def lr_factor(schedule, base_lr: float, step: int, horizon: int) -> float:

@@ -7,25 +7,23 @@ position alone; whatever the clock or the memory decides is recorded in `decisio
 from __future__ import annotations
 
 import io
-import math
 import os
 import time
 from contextlib import nullcontext
 
 import torch
 
-from . import checkpoint, interrupts, precision, selection, tracking, validate
+from . import checkpoint, interrupts, precision, schedule, selection, tracking, validate
 from .paths import RunLock
 from .preflight import check_sizes
 from .preview import log_images
 from .progress import Quiet
 from .run import Result, RunDirectory
+from .schedule import PROBE_STEPS, PROBE_WARMUP
 from .state import TrainingState
 from .turn import NonFinite, Turn
 
 __all__ = ["NonFinite", "Result", "Trainer", "train"]
-
-PROBE_STEPS, PROBE_WARMUP = 20, 5  # timed steps that turn hours into a horizon
 
 
 def train(config, progress=None) -> Result:
@@ -85,7 +83,9 @@ class Trainer:
             processes=self.accelerator.num_processes,
         )
         self.trackers = tracking.Trackers(self.accelerator, config)
-        self.state.horizon = self._horizon(len(samples))
+        self.state.horizon, _ = schedule.horizon(config, len(samples))
+        if self.state.horizon is None:
+            self.state.horizon = run.decided("horizon")
         self._resume()
 
     def loop(self) -> Result:
@@ -147,17 +147,6 @@ class Trainer:
             best = selection.best_step(validate.read(self.run.path, which="training"), self.config)
             if best in checkpoint.steps(self.run.path):
                 checkpoint.link(self.run.path, "best", best)
-
-    def _horizon(self, num_images: int) -> int | None:
-        """Return the steps by precedence steps > hours > images > epochs; None: probe first."""
-        section, batch = self.config.train, self.config.train.effective_batch
-        if section.steps is not None:
-            return section.steps
-        if section.hours is not None:
-            return self.run.decided("horizon")
-        if section.images is not None:
-            return math.ceil(section.images / batch)
-        return math.ceil(section.epochs * num_images / batch)
 
     def _probe(self) -> int:
         """Time some steps, put everything back, and fix the horizon that fills `train.hours`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, data, metrics, precision, recipes
+from .bar import bar as progress_bar
 from .baseline import best_affine
 from .bootstrap import bootstrap_interval
 from .paths import write_atomically
@@ -44,7 +45,8 @@ def score(recipe, config, *, step: int, weights: str, samples=None, progress: bo
     device = next(recipe.network.parameters()).device
     wanted, _ = _metrics(config, device)
     rows, identities = [], []
-    for item in _bar(items, progress):
+    bar = progress_bar(len(items), "validation", "image", show=progress)
+    for item in items:
         sample = data.load_item(item, config)
         identities.append(_identity(item, sample, config))
         restored, lq, gt = _restore(recipe, config, item, sample, device)
@@ -56,6 +58,8 @@ def score(recipe, config, *, step: int, weights: str, samples=None, progress: bo
         for name in ("psnr_y", "ssim_y"):
             row[f"{name}_input"] = float(metrics.METRICS[name](lq, gt))
         rows.append(row)
+        bar.update()
+    bar.close()
     image_set = hashlib.blake2b(b"".join(sorted(identities)), digest_size=8).hexdigest()
     origin = {**metrics.PROTOCOL, "image_set": image_set, "config_hash": config.hash}
     frame = pl.DataFrame(rows, infer_schema_length=None)
@@ -112,17 +116,6 @@ def _metrics(config, device) -> tuple[list[metrics.Metric], list[metrics.Absent]
 def absences(config) -> list[metrics.Absent]:
     """Return the configured metrics that cannot be computed here; each names its file."""
     return _metrics(config, torch.device("cpu"))[1]
-
-
-def _bar(items, progress: bool):
-    """Wrap items in a progress bar in a notebook or terminal; logs stay free of it."""
-    import sys
-
-    if not progress:
-        return items
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc="validation", disable=None if "ipykernel" not in sys.modules else False)
 
 
 # --- what is kept -------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What is measured of every file, and of every LQ against its GT; decided on nowhere here.
 
-Pictures are uint8 (H, W, 3), luminance uint8 (H, W). One read of a file serves hash, decoding and
+Luminance is uint8 (H, W). One read of a file serves hash, decoding and
 measures. Pairs are compared in one window of at most WINDOW pixels a side, the one of five with
 the most contrast in the GT.
 """
@@ -56,8 +56,6 @@ def measure_group(group: list[tuple[str, str | None]]) -> list[dict]:
 
 def measure_file(path: str) -> tuple[dict, np.ndarray | None]:
     """Return a file's measures and its luminance, (H, W) uint8; None when it does not decode."""
-    import cv2
-
     row: dict = dict.fromkeys((*FILE_MEASURES, *PAIR_MEASURES))
     row["path"] = path
     try:
@@ -68,15 +66,14 @@ def measure_file(path: str) -> tuple[dict, np.ndarray | None]:
         return row, None
     row["content_hash"] = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        decoded = images.decode(data, path)
+        decoded = images.decode(data, path, grey=True)
     except images.UnreadableImage as error:
         row["error"] = error.reason
         return row, None
-    row["height"], row["width"] = decoded.array.shape[:2]
+    row["height"], row["width"] = decoded.array.shape
     row["format"], row["notes"] = decoded.format, "; ".join(decoded.notes) or None
-    grey = cv2.cvtColor(decoded.array, cv2.COLOR_RGB2GRAY)
-    row["dhash"], row["thumbnail"] = fingerprint(grey)
-    return row, grey
+    row["dhash"], row["thumbnail"] = fingerprint(decoded.array)
+    return row, decoded.array
 
 
 def fingerprint(grey: np.ndarray) -> tuple[int, bytes]:
@@ -87,6 +84,10 @@ def fingerprint(grey: np.ndarray) -> tuple[int, bytes]:
     """
     import cv2
 
+    while min(grey.shape) >= 256:  # quarters are quick, odd ratios are not
+        height, width = (n // 4 for n in grey.shape)
+        whole = grey[: 4 * height, : 4 * width]
+        grey = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
     small = cv2.resize(grey, (36, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     mosaic = cv2.resize(small, (9, 8), interpolation=cv2.INTER_AREA)
     bits = np.packbits(mosaic[:, 1:] > mosaic[:, :-1])

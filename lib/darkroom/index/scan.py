@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from ..bar import bar as progress_bar
 from .cache import Cache, schema
 from .measure import measure_group
 
@@ -52,8 +53,6 @@ def scan(listed, cache: Cache, *, workers: int | None, progress: bool):
 
 
 def _measure(stale, cache: Cache, *, workers: int | None, progress: bool) -> list[dict]:
-    from tqdm.auto import tqdm
-
     places = {(r[0], r[1]): (r[2], r[3]) for r in stale.iter_rows()}
     groups: dict[str, Group] = {}
     for path, partner in places:
@@ -67,7 +66,7 @@ def _measure(stale, cache: Cache, *, workers: int | None, progress: bool) -> lis
     if size < IN_PROCESS_BYTES:
         workers = 1
     rows, unsaved, saved_at = [], [], time.monotonic()
-    bar = tqdm(total=len(places), desc="index", unit="file", disable=not progress)
+    bar = progress_bar(len(places), "index", "file", show=progress)
     results = _results(list(_chunks(groups, places)), workers)
     try:
         for chunk in results:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from ..schedule import horizon
 from .curves import schedule
 from .samples import inputs_and_targets
 from .style import Picture
@@ -23,20 +22,6 @@ def _samples(config):
     return index.samples(index.build_index(config, progress=False), "train")
 
 
-def horizon(config) -> tuple[int | None, str]:
-    """Return the horizon in steps and its reason; None where only a timed probe can tell."""
-    section, batch = config.train, config.train.effective_batch
-    if section.steps is not None:
-        return section.steps, "train.steps"
-    if section.hours is not None:
-        return None, f"train.hours {section.hours:g}: fixed after a timed probe"
-    if section.images is not None:
-        return math.ceil(section.images / batch), f"train.images {section.images:,} / {batch}"
-    images = len(_samples(config))
-    steps = math.ceil(section.epochs * images / batch)
-    return steps, f"train.epochs {section.epochs:g} x {images} images / {batch}"
-
-
 def preflight(config) -> Table:
     """Return the table of what is about to run: device, precision, batch, horizon, and why."""
     import polars as pl
@@ -47,7 +32,7 @@ def preflight(config) -> Table:
     samples = _samples(config)
     check_sizes(config, samples)
     rows = list(report(config, samples, build_on_meta(config)))
-    steps, reason = horizon(config)
+    steps, reason = horizon(config, len(samples))
     seen = f"; {steps * config.train.effective_batch:,} images seen" if steps else ""
     rows.append(("horizon", f"{steps:,} steps" if steps else "not yet known", reason + seen))
     # the horizon has its row, in steps
@@ -63,7 +48,7 @@ def rates(config) -> Picture | Table:
 
     from ..plan.memory import build_on_meta
 
-    steps, reason = horizon(config)
+    steps, reason = horizon(config, len(_samples(config)))
     if steps is None:
         return Table(pl.DataFrame({"learning rate": [reason]}))
     phases = build_on_meta(config).phases(config)

@@ -9,9 +9,9 @@ there is no subshell, or no notebook at all, `echo stop > runs/<run>/control` do
 from __future__ import annotations
 
 import html
-import os
 import time
 
+from ..bar import in_lab
 from ..paths import write_atomically
 
 BUTTONS = {
@@ -31,21 +31,6 @@ ANSWERS = {
 BAR_SECONDS = 0.5  # between two updates of the bar
 PICTURE_SECONDS = 4.0  # and at least between two drawings of the curves
 DRAWING_SHARE = 0.05  # of the run's time may go into drawing
-
-
-def in_lab() -> bool:
-    """Say whether someone watches: a kernel that a Jupyter server started, not papermill's.
-
-    DARKROOM_PROGRESS=live or quiet decides for front ends that do not tell, such as VS Code.
-    """
-    wish = os.environ.get("DARKROOM_PROGRESS")
-    if wish in ("live", "quiet"):
-        return wish == "live"
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return hasattr(get_ipython(), "kernel") and "JPY_SESSION_NAME" in os.environ
 
 
 def reporter(config):
