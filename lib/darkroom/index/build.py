@@ -25,6 +25,9 @@ def build_index(config, *, workers: int | None = None, progress: bool = True):
     bytes, content_hash (blake2b, hex), status (ok, warned, excluded), reason, prompt, modified_ns,
     image (id of the sample), selected (false: left aside by data.types or data.sample_ratio).
 
+    Without `validation.data` the photographs keep their own split and folders named train and val
+    theirs; else a seeded tenth of the contents is held out, at least one of every degradation.
+
     Every file is decoded once; what was measured is kept in `<paths.runs>/.index-cache` by path,
     size and modification time, so a later run decodes what changed and an interrupted one
     continues. `workers` processes share the work (None: one a core).

@@ -27,13 +27,17 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
         return np.empty((0, 2), np.int64)
     candidates = [_same_hash(hashes, thumbnails)]
     values, inverse = np.unique(hashes, return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    order, sizes = np.argsort(inverse, kind="stable"), np.bincount(inverse)
+    starts = np.cumsum(sizes) - sizes
+    members = np.split(order, starts[1:])
     for shift in (0, 16, 32, 48):
         for a, b in _same_band((values >> np.uint64(shift)) & np.uint64(0xFFFF)):
             close = np.bitwise_count(values[a] ^ values[b]) <= NUM_BITS
-            candidates += [
-                _across(members[i], members[j]) for i, j in zip(a[close], b[close], strict=True)
-            ]
+            a, b = a[close], b[close]
+            alone = (sizes[a] == 1) & (sizes[b] == 1)
+            candidates.append(np.stack([order[starts[a[alone]]], order[starts[b[alone]]]], 1))
+            for i, j in zip(a[~alone], b[~alone], strict=True):
+                candidates.append(_across(members[i], members[j]))
     pairs = np.concatenate(candidates)
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     return pairs[near(thumbnails, pairs[:, 0], pairs[:, 1])]
@@ -70,13 +74,14 @@ def near(thumbnails: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Say of the pictures a[i] and b[i] whether their thumbnails agree; (P,) bool."""
     agree = np.zeros(len(a), bool)
     for start in range(0, len(a), 2**16):
-        part = slice(start, start + 2**16)
-        x, y = (thumbnails[i[part]].astype(np.float32) for i in (a, b))
-        close = np.abs(x - y).mean(1) <= THUMBNAIL_STEPS
+        at = np.arange(start, min(start + 2**16, len(a)))
+        x, y = (thumbnails[i[at]].astype(np.int16) for i in (a, b))
+        close = np.abs(x - y).mean(1, dtype=np.float32) <= THUMBNAIL_STEPS
+        x, y = (z[close].astype(np.float32) for z in (x, y))
         x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
         deviations = x.std(1) * y.std(1)
         correlation = (x * y).mean(1) / np.maximum(deviations, 1e-6)
-        agree[part] = close & (correlation >= THUMBNAIL_CORRELATION) & (deviations >= FLAT_STEPS**2)
+        agree[at[close]] = (correlation >= THUMBNAIL_CORRELATION) & (deviations >= FLAT_STEPS**2)
     return agree
 
 

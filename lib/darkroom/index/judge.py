@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from .trees import SUFFIXES
 
-# The limits of a pair, chosen on 1,078 real pairs of five types: below 1 % of them is warned
-# without cause.
+# The limits of a pair, chosen on 1,078 pairs of five types, real and composed, of which none was
+# warned without cause. Of 322 of them, swapped by hand, 94 to 100 % were seen in every type; without
+# a named type haze and low light all, blur 22 %, rain and snow none. Shifts by 2 px: 92 to 100 %
+# seen, under blur 25 %; of 7 px, 98 to 100 % and 90 %.
 SWAPPED_GAIN = 1.15  # the LQ shows the GT's own detail this much stronger
 SWAPPED_DETAIL = 1.5  # of a Blur pair: LQ detail over GT detail
 SWAPPED_STEPS = 20.0  # of a Lowlight pair: LQ brighter by so many of 255

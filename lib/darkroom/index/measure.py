@@ -1,8 +1,7 @@
 """What is measured of every file, and of every LQ against its GT; decided on nowhere here.
 
-Luminance is uint8 (H, W). One read of a file serves hash, decoding and
-measures. Pairs are compared in one window of at most WINDOW pixels a side, the one of five with
-the most contrast in the GT.
+Luminance is uint8 (H, W). One read of a file serves hash, decoding and measures. Pairs are compared
+in one window of at most WINDOW pixels a side, the one of five with the most contrast in the GT.
 """
 # H height, W width
 

@@ -109,22 +109,21 @@ def find_near(clean) -> np.ndarray:
         return np.empty((0, 2), np.int64)
     first = clean.with_row_index("at").unique("content_hash", keep="first", maintain_order=True)
     hashes, pictures = first["dhash"].to_numpy(), thumbnails(first["thumbnail"])
-    pairs = near_pairs(hashes, pictures)
-    if len(pairs) == 0 or len(first) == len(clean):
+    pairs, at = near_pairs(hashes, pictures), first["at"].to_numpy()
+    if len(first) == len(clean):
         return pairs
-    # a content that occurs several times stands for all of them
-    positions = clean.with_row_index("at").group_by("content_hash").agg(pl.col("at"))
-    members = dict(positions.iter_rows())
-    contents = first["content_hash"].to_list()
-    return np.array(
-        [
-            tuple(sorted((i, j)))
-            for a, b in pairs.tolist()
-            for i in members[contents[a]]
-            for j in members[contents[b]]
-        ],
-        np.int64,
-    )
+    # a content that occurs several times stands for all of its rows
+    several = clean.with_row_index("at").filter(pl.len().over("content_hash") > 1)
+    members = dict(several.group_by("content_hash").agg("at").iter_rows())
+    contents = first["content_hash"]
+    many = contents.is_in(list(members)).to_numpy()[pairs].any(1)
+    expanded = [
+        tuple(sorted((i, j)))
+        for a, b in pairs[many].tolist()
+        for i in members.get(contents[a], [at[a]])
+        for j in members.get(contents[b], [at[b]])
+    ]
+    return np.concatenate([at[pairs[~many]], np.array(expanded, np.int64).reshape(-1, 2)])
 
 
 def thumbnails(column) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections import Counter
@@ -39,7 +40,7 @@ def _walk(root: Path) -> tuple[list[tuple[str, int, int]], int]:
                         waiting.append((entry.path, f"{below}{name}/"))
                     continue
                 num_found += 1
-                if os.path.splitext(name)[1].lower() not in SUFFIXES:
+                if name[name.rfind(".") :].lower() not in SUFFIXES:
                     continue
                 try:
                     place = entry.stat()
@@ -55,7 +56,7 @@ def list_folder(root: Path) -> Listing:
     """List every image below a folder, as one to degrade."""
     files, num_found = _walk(root)
     listing, prefix = Listing(str(root), num_found=num_found), f"{root}/"
-    stems = [os.path.splitext(name)[0] for name, _, _ in files]
+    stems = [name[: name.rfind(".")] for name, _, _ in files]
     times = Counter(stems)
     for (name, size, modified), stem in zip(files, stems, strict=True):
         listing.add(
@@ -115,7 +116,12 @@ def _type_of(above: list[str], root: Path) -> str | None:
 
 
 def _split_of(name: str) -> str | None:
-    folders = name.split("/")[:-1]
+    return _split_of_folder(os.path.dirname(name))
+
+
+@functools.lru_cache(maxsize=1024)
+def _split_of_folder(below: str) -> str | None:
+    folders = below.split("/")
     return next((SPLITS[f.casefold()] for f in folders if f.casefold() in SPLITS), None)
 
 
