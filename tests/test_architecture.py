@@ -12,7 +12,7 @@ import pytest
 # import what stands in an earlier row, or in its own row as long as no cycle comes of it.
 TIERS = (
     "config paths images photographs bar",
-    "degradations losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
+    "degradations augment losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
     " diffusion tracking tiling",
     "index data loader networks bootstrap",
     "recipes optim schedule",

@@ -149,7 +149,7 @@ ERRORS = {
         "`train` has no horizon: set train.steps, train.hours, train.images or train.epochs",
     ),
     "no loss": (
-        {"loss": {"l1": 0, "ssim": 0, "gan": 0}},
+        {"loss": {"psnr": 0, "ssim": 0, "gan": 0}},
         "every loss weight that one_step_gan uses is 0: set one of loss.l2, loss.l1",
     ),
     "no data": (
@@ -157,7 +157,7 @@ ERRORS = {
         "`data.source` is pairs, and `data.train` names no folder: set it",
     ),
     "cosine that climbs": (
-        {"optim": {"schedule": {"min_lr": 1e-2}}},
+        {"optim": {"generator": {"lr": 1e-3}, "schedule": {"min_lr": 1e-2}}},
         "`optim.schedule.min_lr` is 0.01, above optim.generator.lr 0.001",
     ),
     "best by what is not scored": (

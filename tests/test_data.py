@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import small_runs
 import torch
-from darkroom import data, loader
+from darkroom import augment, data, loader
 from darkroom.config import load_config
 from darkroom.feed import Feed
 from darkroom.index import build_index, samples
@@ -120,7 +120,7 @@ def test_pairs_are_cropped_flipped_and_rotated_jointly():
     section = load_config(base="tiny", override={"data.crop_size": 16, "data.rotate": True}).data
     seen = set()
     for n in range(64):
-        a, b = data._augment(gt, lq, section, data.rng(1, n), "a.png")
+        a, b = augment.window(gt, lq, section, data.rng(1, n))
         assert a.shape == (16, 16, 3)
         assert np.array_equal(a, 255 - b)
         seen.add(a.tobytes())
@@ -129,11 +129,11 @@ def test_pairs_are_cropped_flipped_and_rotated_jointly():
 
 def test_center_and_none_take_the_middle_and_everything():
     gt = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
-    override = {"data.crop_size": 16, "data.hflip": False}
+    override = {"data.crop_size": 16, "data.hflip": False, "data.rotate": False}
     center = load_config(base="tiny", override={**override, "data.crop": "center"}).data
     none = load_config(base="tiny", override={**override, "data.crop": "none"}).data
-    assert np.array_equal(data._augment(gt, None, center, data.rng(0), "a")[0], gt[12:28, 17:33])
-    assert np.array_equal(data._augment(gt, None, none, data.rng(0), "a")[0], gt)
+    assert np.array_equal(augment.window(gt, None, center, data.rng(0))[0], gt[12:28, 17:33])
+    assert np.array_equal(augment.window(gt, None, none, data.rng(0))[0], gt)
 
 
 def test_prompts_are_emptied_at_the_configured_rate(root):
@@ -187,3 +187,11 @@ def test_a_validation_item_does_not_depend_on_the_others(root):
         data.load_item(item, config)
     assert torch.equal(first, data.load_item(items[3], config).lq)
     assert torch.equal(first, (first * 255).round() / 255)
+
+
+def test_tone_changes_half_of_the_images_and_nothing_at_strength_zero():
+    image = np.random.default_rng(0).random((24, 24, 3), dtype=np.float32)
+    assert augment.tone(image, 0.0, data.rng(0)) is image
+    changed = [augment.tone(image, 1.0, data.rng(n)) for n in range(100)]
+    assert 30 < sum(np.array_equal(c, image) for c in changed) < 70
+    assert all(c.dtype == np.float32 and c.min() >= 0 and c.max() <= 1 for c in changed)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import degradations, images
+from . import augment, degradations, images
 
 CACHE_BYTES = 192 * 2**20  # decoded pictures kept by each loader process
 NUM_DRAWS = 4  # fixed draws of every (photograph, type) in validation
@@ -174,10 +174,14 @@ class TrainingSet:
         stream = functools.partial(rng, config.seed, phase, position)
         gt = self.decoded.read(row["gt_path"])
         lq = self.decoded.read(row["lq_path"]) if row["lq_path"] else None
-        gt, lq = _augment(gt, lq, config.data, stream("augment"), row["gt_path"])
+        try:
+            gt, lq = augment.window(gt, lq, config.data, stream("augment"))
+        except ValueError as error:
+            raise SampleError(f"{row['gt_path']} {error}") from error
         name = row["degradation"]
         if lq is None:
-            lq, gt, name = degrade(_floats(gt), name, config.degradation, stream("degradation"))
+            gt = augment.tone(_floats(gt), config.data.tone_jitter, stream("tone"))
+            lq, gt, name = degrade(gt, name, config.degradation, stream("degradation"))
         else:
             lq, gt = _floats(lq), _floats(gt)
         prompt = row["prompt"] or config.data.prompt
@@ -207,33 +211,6 @@ def degrade(
     if severity is None:
         severity = degradations.draw_severity(section.severity, generator)
     return degradations.degrade(gt, chosen, severity, generator), gt, chosen
-
-
-def _augment(gt, lq, section, generator, path):
-    """Crop, flip and rotate an image and its partner jointly; arrays are (H, W, 3) uint8."""
-    size, height, width = section.crop_size, *gt.shape[:2]
-    if section.crop != "none":
-        if min(height, width) < size:
-            raise SampleError(
-                f"{path} is {width}x{height}, smaller than data.crop_size {size}: set "
-                f"data.crop_size to at most {min(height, width)} or leave the image out"
-            )
-        top, left = (height - size) // 2, (width - size) // 2
-        if section.crop == "random":
-            top = int(generator.integers(height - size + 1))
-            left = int(generator.integers(width - size + 1))
-        window = np.s_[top : top + size, left : left + size]
-        gt, lq = gt[window], None if lq is None else lq[window]
-    flip = section.hflip and generator.random() < 0.5
-    vflip = section.rotate and generator.random() < 0.5
-    transpose = section.rotate and generator.random() < 0.5
-
-    def turn(picture):
-        picture = picture[:, ::-1] if flip else picture
-        picture = picture[::-1] if vflip else picture
-        return picture.transpose(1, 0, 2) if transpose else picture
-
-    return turn(gt), None if lq is None else turn(lq)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class RunDirectory:
             "commit": _commit(),
         }
         if write:
+            self.decisions.mend()
             write_atomically(self.document, json.dumps(document, indent=1).encode())
         return threads
 

@@ -58,14 +58,20 @@ class Rows:
                 break
         return rows
 
-    def rewind(self, step: int) -> None:
-        """Drop rows after `step`, which a resume will write again."""
+    def mend(self) -> None:
+        """Drop a last line that a kill or a full disk cut short; the next row would join it."""
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            self._write(self.read())
+
+    def _write(self, rows: list[dict]) -> None:
         from .paths import write_atomically
 
+        write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in rows).encode())
+
+    def rewind(self, step: int) -> None:
+        """Drop rows after `step`, which a resume will write again."""
         if self.path.exists():
-            rows = [r for r in self.read() if r["step"] <= step]
-            text = "".join(json.dumps(r) + "\n" for r in rows)
-            write_atomically(self.path, text.encode())
+            self._write([r for r in self.read() if r["step"] <= step])
 
     def append(self, row: dict, *, sync: bool = False) -> None:
         """Write one row; with `sync` it is on the disk when this returns."""

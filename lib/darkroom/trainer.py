@@ -103,7 +103,7 @@ class Trainer:
             state.step += 1
             state.seconds += time.perf_counter() - started
             self._log(row)
-            if self._due(train.image_every):
+            if self._due(train.image_every, at_end=True):
                 self._log_images()
             best, stop = False, None
             if self._due(self.config.validation.every, at_end=True):

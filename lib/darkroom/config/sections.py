@@ -68,6 +68,8 @@ class Data(Section):
     """Flip half of the samples, joint for LQ and GT."""
     rotate: Truth = False
     """Flip vertically and transpose, each with probability 1/2, joint for LQ and GT."""
+    tone_jitter: Share = 0.0
+    """Strength of random contrast, gamma, exposure and tint of images degraded on the fly."""
     prompt: str = ""
     """Text for samples that have none of their own."""
     p_empty_prompt: Share = 0.0

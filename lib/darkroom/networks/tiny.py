@@ -76,13 +76,6 @@ class ToneCurve(nn.Module):
         return power * gain.exp() + offset
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of every pixel: a crop and a whole image are treated alike."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class ResidualBlock(nn.Module):
     """Norm, scale and shift by the embedding (FiLM, Perez et al. 2018), two convolutions, a skip.
 
@@ -91,7 +84,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.norm = ChannelNorm(channels)
+        self.norm = nn.GroupNorm(1, channels)
         self.film = nn.Linear(embedding, 2 * channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -114,7 +107,7 @@ class TinyUNet(nn.Module):
     def __init__(
         self,
         codec: PixelUnshuffleCodec,
-        widths: tuple[int, ...] = (32, 64, 96),
+        widths: tuple[int, ...] = (24, 48, 96),
         embedding: int = 96,
     ) -> None:
         super().__init__()

@@ -9,16 +9,19 @@ from .tables import Table
 
 
 @styled
-def newest_images(config) -> Picture:
-    """Draw the newest picture that training logged: rows of input, restored and target."""
+def newest_images(config) -> Picture | Table:
+    """Draw the newest picture that training logged: rows of input, restored and target.
+
+    A line instead where train.image_every is null and nothing was logged.
+    """
     from ..images import read_image
 
     paths = sorted((config.run_dir / "figures").glob("images_*.png"))
     if not paths:
-        raise FileNotFoundError(
-            f"{config.run_dir}/figures holds no images_<step>.png: train at least image_every "
-            f"({config.train.image_every}) steps"
-        )
+        import polars as pl
+
+        line = f"none was logged: train.image_every is {config.train.image_every}"
+        return Table(pl.DataFrame({"pictures": [line]}))
     step = int(paths[-1].stem.split("_")[1])
     shown = read_image(paths[-1])
     picture, axes = figure(
