@@ -9,10 +9,10 @@ from __future__ import annotations
 from .trees import SUFFIXES
 
 # The limits of a pair, tried on 1,078 pairs of five types, real and composed. As they are, none is
-# called swapped and 11 shifted, all of them blurred by two kernels that lie off their middle. Of 322,
-# swapped by hand, 94 to 100 % are seen in every type; where the type has no name, all of haze and low
-# light, 22 % of blur, none of rain and snow. Shifted by 2 px, 92 to 100 % are seen, of blur 25 %;
-# by (7, 5) px 98 to 100 %, of blur 90 %.
+# called swapped and 11 shifted, all blurred: ten by one kernel, whose turns they follow, one by
+# another. Of 322, swapped by hand, 94 to 100 % are seen in every type; where the type has no name,
+# all of haze and low light, 22 % of blur, none of rain and snow. Shifted by 2 px, 92 to 100 % are
+# seen, of blur 25 %; by (7, 5) px 98 to 100 %, of blur 90 %.
 SWAPPED_GAIN = 1.15  # the LQ shows the GT's own detail this much stronger
 SWAPPED_DETAIL = 1.5  # of a Blur pair: LQ detail over GT detail
 SWAPPED_STEPS = 20.0  # of a Lowlight pair: LQ brighter by so many of 255
