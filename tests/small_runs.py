@@ -43,6 +43,8 @@ def sections(root: Path, **override) -> dict:
         "train.save_every": 3,
         "train.image_every": None,
         "train.grad_norm_every": None,
+        "loss.gan": 0.01,
+        "stages": {},
         "validation.every": 4,
         "validation.samples_per_type": 1,
         "paths.runs": str(root / "runs"),

@@ -364,6 +364,8 @@ def test_early_stopping_ends_a_run_that_does_not_improve(root):
     result = trainer.train(config_in(root, **options))
     assert (result.status, result.step) == ("early-stopped", 3)
     assert checkpoint.linked(result.run_dir, "best") is not None
+    again = trainer.train(config_in(root, **options))
+    assert (again.status, again.step) == ("early-stopped", 3)
 
 
 def test_hours_become_a_horizon_once_and_are_replayed(root):

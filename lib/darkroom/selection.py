@@ -63,6 +63,8 @@ def judge(frame, config, step: int) -> tuple[bool, tuple[str, str] | None]:
     frame = frame.filter(pl.col("step") <= step)
     metric = metric_name(config, frame)
     scores = history(frame, metric)
+    if not scores:
+        return False, None
     *earlier, (_, score) = scores
     best = all(_better(metric, score, old) for _, old in earlier)
     rule = config.train.early_stopping

@@ -94,6 +94,8 @@ class Trainer:
         if state.horizon is None:
             state.horizon = self._probe()
         self.end = state.horizon + (train.extend or 0)
+        if stopped := self._agree(self._stopped_early() if self.main else None):
+            return self._finish(*stopped)
         self._announce()
         while state.step < self.end:
             started = time.perf_counter()
@@ -137,6 +139,15 @@ class Trainer:
         if self.main:
             self.run.rewind(self.state.step)
             self._mend_links()
+
+    def _stopped_early(self) -> tuple[str, str] | None:
+        """Return why this run was over when it was last saved: a rerun must not go on."""
+        if self.config.train.early_stopping is None or self.saved is None:
+            return None
+        if not (self.run.path / validate.FILE).exists():
+            return None
+        scores = validate.read(self.run.path, "training")
+        return selection.judge(scores, self.config, self.state.step)[1]
 
     def _mend_links(self) -> None:
         """Point `latest` and `best` where a kill between a save and its links left them behind."""

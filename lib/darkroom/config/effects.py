@@ -95,7 +95,7 @@ IDLE = (
     ),
     Idle(("data.crop_size",), lambda c: c.data.crop == "none", lambda c: "data.crop is none"),
     Idle(
-        ("degradation.*",),
+        ("degradation.*", "data.tone_jitter"),
         lambda c: c.data.source == "pairs",
         lambda c: "data.source is pairs, degraded already",
     ),
