@@ -33,6 +33,17 @@ def write_pictures(folder: Path, count: int = 6, size: int = 48) -> Path:
 def sections(root: Path, **override) -> dict:
     """Return the keywords of load_config for a run of seconds below `root`."""
     values = {
+        "model.recipe": "one_step_gan",
+        "model.size": "tiny",
+        "loss.l2": 0.0,
+        "loss.psnr": 1.0,
+        "loss.ssim": 0.2,
+        "loss.gan": 0.01,
+        "optim.generator.lr": 1e-3,
+        "optim.discriminator.lr": 2e-4,
+        "optim.schedule.kind": "cosine",
+        "optim.schedule.warmup": 1,
+        "degradation.kind": "five_types",
         "data.source": "folder",
         "data.train": str(root / "pictures"),
         "data.crop_size": 32,
@@ -43,14 +54,13 @@ def sections(root: Path, **override) -> dict:
         "train.save_every": 3,
         "train.image_every": None,
         "train.grad_norm_every": None,
-        "loss.gan": 0.01,
-        "stages": {},
         "validation.every": 4,
+        "validation.metrics": ["psnr_y", "ssim_y"],
         "validation.samples_per_type": 1,
         "paths.runs": str(root / "runs"),
         **override,
     }
-    return {"base": "tiny", "run": "small", "override": values}
+    return {"base": None, "run": "small", "override": values}
 
 
 def command(root: Path, *, faults: dict | None = None, run: str = "small", **override) -> list[str]:

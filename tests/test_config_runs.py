@@ -82,7 +82,10 @@ WARNINGS = {
         {"data.source": "pairs", "data.train": "x", "degradation.severity": "hard"},
         "degradation.severity: [0.67, 1.0] (data.source is pairs, degraded already)",
     ),
-    "size of no crop": ({"data.crop": "none"}, "data.crop_size: 96 (data.crop is none)"),
+    "size of no crop": (
+        {"data.crop": "none", "data.crop_size": 96},
+        "data.crop_size: 96 (data.crop is none)",
+    ),
     "floor of a constant rate": (
         {"optim.schedule.kind": "constant"},
         "optim.schedule.min_lr: 1e-05 (optim.schedule.kind is constant)",
@@ -97,8 +100,8 @@ WARNINGS = {
         'tracking.project: "x" (tracking.report_to names no tracker)',
     ),
     "no adversarial term": (
-        {"loss.gan": 0},
-        "loss.gan is 0: the discriminator trains, and the generator does not see it",
+        {"loss.gan": 0, "stages.adversarial.changes": {"loss.gan": 0}},
+        "loss.gan is 0: there is no discriminator phase",
     ),
     "no average to score": (
         {"train.ema_decay": None},

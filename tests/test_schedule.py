@@ -12,7 +12,7 @@ from darkroom.config import load_config
 
 def schedule_of(**values):
     return load_config(
-        base="tiny", override={f"optim.schedule.{k}": v for k, v in values.items()}
+        base=None, override={f"optim.schedule.{k}": v for k, v in values.items()}
     ).optim.schedule
 
 
@@ -42,8 +42,9 @@ def test_a_warmup_in_per_cent_is_of_the_horizon():
 
 def test_later_stages_win_and_ramps_are_linear():
     config = load_config(
-        base="tiny",
+        base=None,
         override={
+            "model.recipe": "one_step_gan",
             "loss.gan": 0.0,
             "stages.late.start": "50%",
             "stages.late.ramp": 4,

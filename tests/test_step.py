@@ -140,7 +140,9 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_state_alone():
 
 
 def test_term_norms_of_one_term_equal_the_whole_gradient():
-    config = small_config("regression").with_changes({"loss.l1": 1.0, "loss.ssim": 0.0})
+    config = small_config("regression").with_changes(
+        {"loss.l1": 1.0, "loss.ssim": 0.0, "loss.psnr": 0.0}
+    )
     recipe = perturbed(recipes.build(config))
     (phase,) = recipe.phases(config)
     batch = batch_of(4, torch.float32)

@@ -69,10 +69,10 @@ def warnings(config) -> list[str]:
                 f"model.model_t {model.model_t} differs from model.coeff_t {model.coeff_t}: the "
                 "network is told another noise level than the one its epsilon is converted with"
             )
-        if not config.loss.gan and not any("loss.gan" in s.changes for s in config.stages.values()):
-            lines.append(
-                "loss.gan is 0: the discriminator trains, and the generator does not see it"
-            )
+        if not config.loss.gan and not any(
+            s.changes.get("loss.gan") for s in config.stages.values()
+        ):
+            lines.append("loss.gan is 0: there is no discriminator phase")
     if config.validation.weights == "ema" and not config.train.ema_decay:
         lines.append("validation.weights is ema and train.ema_decay is off: raw weights are scored")
     return lines
