@@ -91,6 +91,13 @@ def test_the_spectral_norm_moves_only_once_an_optimizer_step():
     assert not torch.equal(before, layer.weight_u)
 
 
+def test_a_fresh_spectral_norm_is_near_the_largest_singular_value():
+    layer = SpectralNorm(torch.nn.Linear(40, 30))
+    sigma = layer.weight_u @ layer.weight_orig @ layer.weight_v
+    largest = torch.linalg.matrix_norm(layer.weight_orig.detach(), 2)
+    assert 0.9 * largest < sigma <= 1.0001 * largest
+
+
 def test_the_spectral_norm_converges_to_the_largest_singular_value():
     layer = SpectralNorm(torch.nn.Conv2d(3, 8, 3))
     for _ in range(200):

@@ -235,7 +235,7 @@ def validation_items(config, samples) -> list[Item]:
     types = {
         "none": ("none",),
         "real_esrgan": ("real_esrgan",),
-    }.get(kind, tuple(config.degradation.types or degradations.FIVE_TYPES))
+    }.get(kind, tuple(dict.fromkeys(config.degradation.types or degradations.FIVE_TYPES)))
     for row in samples.sort("image").to_dicts():
         paths = (row["lq_path"], row["gt_path"], row["prompt"] or config.data.prompt)
         if row["lq_path"]:

@@ -86,7 +86,7 @@ class Degradation(Section):
     kind: Literal["five_types", "real_esrgan", "document", "none"] = "five_types"
     """five_types (one of the five per sample), real_esrgan (second order), none."""
     types: Types | None = None
-    """Which of Blur, Haze, Lowlight, Rain, Snow are drawn; null: all five."""
+    """Which of Blur, Haze, Lowlight, Rain, Snow are drawn, one named twice twice as often."""
     severity: Severity = (0.0, 1.0)
     """Range drawn from, in 0..1: [low, high], easy [0, .33], medium [.33, .67], hard [.67, 1]."""
 

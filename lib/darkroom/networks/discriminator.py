@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
+NUM_FIRST_ITERATIONS = 15  # as torch.nn.utils.parametrizations.spectral_norm
+
+
 class SpectralNorm(nn.Module):
     """A convolution or linear layer whose weight is divided by its largest singular value.
 
@@ -29,6 +32,8 @@ class SpectralNorm(nn.Module):
         rows = layer.weight.flatten(1)
         self.register_buffer("weight_u", F.normalize(torch.randn(rows.shape[0]), dim=0))
         self.register_buffer("weight_v", F.normalize(torch.randn(rows.shape[1]), dim=0))
+        for _ in range(NUM_FIRST_ITERATIONS):  # random vectors would divide by almost nothing
+            self.iterate()
 
     @torch.no_grad()
     def iterate(self) -> None:
