@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 NUM_FIRST_ITERATIONS = 15  # as torch.nn.utils.parametrizations.spectral_norm
 
 
