@@ -149,7 +149,7 @@ ERRORS = {
         "`train` has no horizon: set train.steps, train.hours, train.images or train.epochs",
     ),
     "no loss": (
-        {"loss": {"psnr": 0, "ssim": 0, "gan": 0}},
+        {"base": None, "model": {"recipe": "one_step_gan"}, "loss": {"l2": 0}},
         "every loss weight that one_step_gan uses is 0: set one of loss.l2, loss.l1",
     ),
     "no data": (
