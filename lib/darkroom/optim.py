@@ -37,7 +37,10 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, phase, state: dict) -> 
             continue
         parameter = phase.parameters[name]
         # scalars ("step") stay where the optimizer keeps them, on the CPU
-        value = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
+        if value.shape == parameter.shape:  # moments lie in memory as their parameter does
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        else:
+            value = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
         optimizer.state[parameter][key] = value
 
 

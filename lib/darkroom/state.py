@@ -102,7 +102,8 @@ class TrainingState:
             optim.load_state_by_name(optimizer, phase, saved.tensors["optimizer"])
         if self.ema:
             for name, value in saved.tensors["ema"].items():
-                self.ema.shadow[name] = value.to(self.ema.shadow[name].device).clone()
+                # into the tensor that is there: its memory layout decides which kernels restore
+                self.ema.shadow[name].copy_(value)
         self.feed.positions.update(saved.state["positions"])
         self.feed.close()
         if self.scaler:
