@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from .paths import flush
+
 FORMAT = 1
 PARTS = ("weights", "ema", "optimizer")
 
@@ -65,17 +67,17 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], 
         for part, values in tensors.items():
             path = temporary / f"{part}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, path)
-            _flush(path)
+            flush(path)
             files[path.name] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
         document = {"format": FORMAT, "step": step, **state, "files": files}
         path = temporary / "state.json"
         path.write_text(json.dumps(document, indent=1))
-        _flush(path)
-        _flush(temporary)
+        flush(path)
+        flush(temporary)
         if final.exists():  # the same step again, after a resume from an earlier one
             shutil.rmtree(final)
         os.rename(temporary, final)
-        _flush(root)
+        flush(root)
         link(run_dir, "latest", step)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -91,14 +93,6 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], 
     return sum(f["bytes"] for f in files.values())
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -111,7 +105,7 @@ def link(run_dir: Path, name: str, step: int) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name_of(step), target_is_directory=True)
     os.replace(temporary, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def linked(run_dir: Path, name: str) -> int | None:

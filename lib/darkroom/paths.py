@@ -118,7 +118,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
     finally:
         if lock is not None:
             os.close(lock)
-    fsync_folder(path.parent)
+    flush(path.parent)
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:
@@ -141,9 +141,9 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
     return path.with_name(f".{path.name}.{own}.partial"), None
 
 
-def fsync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk: what was created, renamed or removed in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Put a file's content, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
