@@ -28,6 +28,9 @@ class Feed:
         self.positions: dict[str, int] = {}
         self.micro: dict[str, int] = {}
         self.batches: Generator[data.Batch] | None = None
+        self.kept: list[
+            data.Batch
+        ] = []  # batches that another phase takes, too
         self.use(config)
 
     def use(self, config) -> None:
@@ -68,6 +71,8 @@ class Feed:
         positions = dict(self.positions)
         for n in range(steps):
             for phase in turns if n == 0 else phases:
+                if phase.samples_of:
+                    continue
                 micro, start = self.micro_batch(phase), positions[phase.name]
                 first = start + self.process * self.own
                 for position in range(first, first + self.own, micro):
@@ -76,6 +81,10 @@ class Feed:
 
     def take(self, phase, phases: list, steps: int) -> Iterator[data.Batch]:
         """Yield the micro batches of this phase's turn; `steps` are left, this one included."""
+        if phase.samples_of:
+            for batch in self.kept:
+                yield from batch.parts(self.micro_batch(phase))
+            return
         if self.batches is None:
             turns = phases[phases.index(phase) :]
             self.batches = loader.load(
@@ -84,8 +93,13 @@ class Feed:
                 workers=loader.num_workers(self.config),
                 prefetch=self.config.data.prefetch,
             )
+        self.kept = []
+        keep = any(other.samples_of == phase.name for other in phases)
         for _ in range(self.own // self.micro_batch(phase)):
-            yield next(self.batches)
+            batch = next(self.batches)
+            if keep:
+                self.kept.append(batch)
+            yield batch
 
     def taken(self, phase) -> None:
         """Count the samples of a finished turn."""

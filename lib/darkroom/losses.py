@@ -14,7 +14,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
-from . import perceptual
+from . import autocast, perceptual
 
 REAL_TARGET, FAKE_TARGET = 0.8, 0.0  # HYPIR's one-sided label smoothing
 CHARBONNIER_EPSILON = 1e-3
@@ -72,7 +72,7 @@ def ssim(
             f"{prediction.shape[-2]}x{prediction.shape[-1]}: raise data.crop_size or set loss.ssim "
             "to 0"
         )
-    with _full_precision(prediction):
+    with autocast.off(prediction):
         x, y = _luma(prediction, value_range), _luma(target, value_range)
         # the sum of the two variances is all that SSIM needs of them: four maps instead of five
         maps = torch.cat([x, y, x * x + y * y, x * y], dim=1)
@@ -133,12 +133,16 @@ class Perceptual:
         target: torch.Tensor,
         *,
         value_range: tuple[float, float] = (0.0, 1.0),
+        full_precision: bool = True,
     ) -> torch.Tensor:
-        """Return the distance of each image, (B,); inputs (B, 3, H, W) in `value_range`."""
+        """Return the distance of each image, (B,); inputs (B, 3, H, W) in `value_range`.
+
+        Without `full_precision` the network follows autocast, for half the activation memory.
+        """
         prediction, target = _pair(prediction, target)
         low, high = value_range
         scale = 2 / (high - low)
-        with _full_precision(prediction):
+        with autocast.off(prediction) if full_precision else nullcontext():
             x, y = ((image - low) * scale - 1 for image in (prediction, target))
             return self.module(prediction)(x, y)
 
@@ -194,11 +198,3 @@ def _pair(prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor,
         )
     dtype = torch.promote_types(prediction.dtype, torch.float32)  # float64 stays
     return prediction.to(dtype), target.to(dtype)
-
-
-def _full_precision(tensor: torch.Tensor):
-    """Switch autocast off: in bf16, E[x^2] - E[x]^2 and feature distances are mostly rounding."""
-    device = tensor.device.type
-    if not torch.amp.autocast_mode.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)

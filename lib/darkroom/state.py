@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from . import checkpoint, optim, recipes, schedule
+from . import checkpoint, data, optim, recipes, schedule
 from .feed import Feed
 from .recipes.protocol import buffers
 
@@ -15,11 +15,12 @@ from .recipes.protocol import buffers
 class TrainingState:
     """Recipe, phases of the stage in force, their optimizers, the EMA and the sample feed."""
 
-    def __init__(self, config, samples, device, scaler, *, process: int, processes: int) -> None:
+    def __init__(
+        self, config, samples, device, dtype, scaler, *, process: int, processes: int
+    ) -> None:
         self.config, self.device, self.scaler = config, device, scaler
         self.recipe = recipes.build(config)
-        for module in self.recipe.modules.values():
-            module.to(device)
+        recipes.place(self.recipe, device, dtype, data.prompts(config, samples))
         self.feed = Feed(config, self.recipe.draw, samples, process=process, processes=processes)
         self.step, self.seconds = 0, 0.0
         self.horizon: int | None = None

@@ -7,19 +7,13 @@ losses are finite is the trainer's question, between `accumulate` and `apply`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
-from .data import Batch
-
-
-def autocast(device: torch.device, dtype: torch.dtype):
-    """Return the autocast context of a precision; none for float32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+from . import autocast
+from .batch import Batch
 
 
 def accumulate(
@@ -38,7 +32,7 @@ def accumulate(
     """
     rows: dict[str, list[torch.Tensor]] = {}
     for batch in batches:
-        with autocast(batch.lq.device, dtype):
+        with autocast.on(batch.lq.device, dtype):
             losses = recipe.losses(batch, phase)
         total = torch.stack(list(losses.terms.values())).sum(0)  # (B,)
         loss = total.sum() / effective_batch
@@ -91,8 +85,8 @@ def term_gradient_norms(recipe, phase, batch: Batch, parameters: dict, dtype=tor
 
     `parameters` maps a module's name to its parameters; takes one forward and a backward a term.
     """
-    with autocast(batch.lq.device, dtype):
-        terms = recipe.losses(batch, phase).terms
+    with autocast.on(batch.lq.device, dtype):
+        terms = recipe.losses(batch, replace(phase, separate=True)).terms
     every = [p for group in parameters.values() for p in group]
     norms = {}
     for n, (term, value) in enumerate(terms.items()):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import autocast
+
 NUM_FIRST_ITERATIONS = 15  # as torch.nn.utils.parametrizations.spectral_norm
 
 
@@ -44,8 +46,9 @@ class SpectralNorm(nn.Module):
         self.weight_v, self.weight_u = v, u
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sigma = torch.dot(self.weight_u, self.weight_orig.flatten(1).mv(self.weight_v))
-        weight = self.weight_orig / sigma
+        with autocast.off(x):  # a singular value in bfloat16 is wrong in the third digit
+            sigma = torch.dot(self.weight_u, self.weight_orig.flatten(1).mv(self.weight_v))
+            weight = self.weight_orig / sigma
         if self.stride is None:
             return F.linear(x, weight, self.bias)
         return F.conv2d(x, weight, self.bias, stride=self.stride)

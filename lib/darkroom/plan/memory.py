@@ -31,7 +31,10 @@ def build_on_meta(config):
             return func(*args, **kwargs)
 
     with Shapes():
-        return recipes.build(config)
+        recipe = recipes.build(config)
+    for module in recipe.modules.values():
+        module.to("meta")  # small constants that were written out number by number
+    return recipe
 
 
 def static(config):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .one_step_gan import OneStepGAN
-from .protocol import Losses, Phase, Recipe, Restored
+from .protocol import Losses, Phase, Recipe, Restored, place
 from .regression import Regression
 
 RECIPES = {"one_step_gan": OneStepGAN, "regression": Regression}
 
-__all__ = ["RECIPES", "Losses", "Phase", "Recipe", "Restored", "build"]
+__all__ = ["RECIPES", "Losses", "Phase", "Recipe", "Restored", "build", "place"]
 
 
 def build(config) -> Recipe:

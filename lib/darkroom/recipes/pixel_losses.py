@@ -8,29 +8,41 @@ import torch
 from .. import losses
 
 SIGNED_TERMS = ("l2", "l1", "charbonnier")
+PERCEPTUAL_TERMS = ("lpips", "vgg")
+IMAGE_TERMS = (*SIGNED_TERMS, "psnr", "ssim", *PERCEPTUAL_TERMS)
 
 
-IMAGE_TERMS = (*SIGNED_TERMS, "psnr", "ssim", "lpips", "vgg")
-
-
-def image_terms(
-    prediction: torch.Tensor, target: torch.Tensor, weights: dict[str, float]
-) -> dict[str, torch.Tensor]:
-    """Return the weighted image losses, each (B,), of (B, 3, H, W) images in [0, 1].
+def image_term(
+    name: str,
+    weight: float,
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    perceptual_autocast: bool = False,
+) -> torch.Tensor:
+    """Return one weighted image loss, (B,), of (B, 3, H, W) images in [0, 1].
 
     As in HYPIR and most diffusion code, l2, l1 and charbonnier are taken in [-1, 1], so that
     published weights mean the same here; psnr, ssim and the perceptual losses take [0, 1].
+    `perceptual_autocast` lets the perceptual networks compute in the run's precision.
     """
-    terms = {}
-    for name, weight in weights.items():
-        if weight == 0:
-            continue
-        if name in SIGNED_TERMS:
-            value = losses.LOSSES[name](prediction * 2 - 1, target * 2 - 1)
-        else:
-            value = losses.LOSSES[name](prediction, target)
-        terms[name] = weight * value
-    return terms
+    if name in SIGNED_TERMS:
+        return weight * losses.LOSSES[name](prediction * 2 - 1, target * 2 - 1)
+    options = {"full_precision": not perceptual_autocast} if name in PERCEPTUAL_TERMS else {}
+    return weight * losses.LOSSES[name](prediction, target, **options)
+
+
+def image_terms(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weights: dict[str, float],
+    perceptual_autocast: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return the image losses whose weight is not 0, each weighted and (B,)."""
+    return {
+        name: image_term(name, weights[name], prediction, target, perceptual_autocast)
+        for name in IMAGE_TERMS
+        if weights.get(name)
+    }
 
 
 def weights_of(config, names: tuple[str, ...]) -> dict[str, float]:

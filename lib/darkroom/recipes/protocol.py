@@ -7,13 +7,15 @@ fake tensors: no `.item()`, no `.cuda()`, no branch on a value, no boolean mask.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from ..data import Batch, Sample
+from ..batch import Batch, Sample
+from ..networks.prompts import Prompts
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Phase:
     parameters: dict[str, nn.Parameter]
     lr: float
     weights: dict[str, float] = field(default_factory=dict)
+    samples_of: str | None = None  # takes this phase's samples of the step, not its own
+    separate: bool = False  # each term needs a gradient of its own: norms are being measured
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Recipe(Protocol):
     network: nn.Module  # what EMA averages and `restore` uses
     modules: dict[str, nn.Module]  # all networks by name; their parameters' names start with it
     multiple: int  # height and width that `restore` takes are multiples of it
+    prompts: Prompts | None  # text embeddings, where text conditions the network
 
     def phases(self, config) -> list[Phase]:
         """Return the phases under this (stage's) config; asked again at a stage boundary."""
@@ -70,6 +75,23 @@ class Recipe(Protocol):
 
     def restore(self, batch: Batch, *, seed: int, num_steps: int | None = None) -> Restored:
         """Restore the batch's `lq`."""
+
+
+def place(recipe: Recipe, device, dtype: torch.dtype, prompts: Iterable[str] = ()) -> None:
+    """Move a recipe to a device: what is trained stays float32, what is frozen takes `dtype`.
+
+    Prompts are encoded first, so that the text encoder is gone before the others arrive. float64
+    stays float64, and `dtype` float32 leaves all as it is.
+    """
+    if recipe.prompts is not None:
+        recipe.prompts.place(device, dtype)
+        recipe.prompts.prepare(prompts)
+    for module in recipe.modules.values():
+        if dtype != torch.float32:
+            for parameter in module.parameters():
+                if not parameter.requires_grad and parameter.dtype == torch.float32:
+                    parameter.data = parameter.data.to(dtype)
+        module.to(device)
 
 
 def trainable(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..data import Batch, Sample
+from ..batch import Batch, Sample
 from ..networks.tiny import PixelUnshuffleCodec, TinyUNet
 from .pixel_losses import IMAGE_TERMS, image_terms, weights_of
 from .protocol import Losses, Phase, Restored, trainable
@@ -13,6 +13,8 @@ from .protocol import Losses, Phase, Restored, trainable
 
 class Regression:
     """The restored image is one forward of the network on the degraded one."""
+
+    prompts = None
 
     def __init__(self, config) -> None:
         self.codec = PixelUnshuffleCodec()
