@@ -148,7 +148,7 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_state_alone():
 
 def test_term_norms_of_one_term_equal_the_whole_gradient():
     config = small_config("regression").with_changes(
-        {"loss.l1": 1.0, "loss.ssim": 0.0, "loss.psnr": 0.0}
+        {"loss.l1": 1.0, "loss.ssim": 0.0, "loss.psnr": 0.0, "stages": {}}
     )
     recipe = perturbed(recipes.build(config))
     (phase,) = recipe.phases(config)

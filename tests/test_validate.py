@@ -11,10 +11,10 @@ from darkroom import (
     bootstrap,
     checkpoint,
     data,
+    inference,
     metrics,
     perceptual,
     recipes,
-    tiling,
     validate,
 )
 from darkroom.config import load_config
@@ -210,68 +210,6 @@ def test_final_score_joins_psnr_ssim_and_lpips_where_the_file_is(tmp_path, sampl
     assert "lpips" in validate.summary(frame).columns
 
 
-# --- tiles ----------------------------------------------------------------------------------------
-
-
-def batch_of(height: int, width: int) -> data.Batch:
-    lq = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    return data.Batch(lq, lq, ["", ""], ["", ""], ["", ""], [0, 1])
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 16, 17])
-@pytest.mark.parametrize("multiple", [1, 8, 16])
-def test_padding_reflects_as_numpy_does(size, multiple):
-    image = torch.arange(3.0 * 4 * size).reshape(1, 3, 4, size)
-    padded = tiling.pad_to_multiple(image, multiple)
-    extra = [(0, 0), (0, 0), (0, -4 % multiple), (0, -size % multiple)]
-    np.testing.assert_array_equal(padded, np.pad(image.numpy(), extra, mode="reflect"))
-
-
-@pytest.mark.parametrize(("size", "tile", "overlap"), [(100, 32, 0.5), (33, 32, 0.25), (64, 64, 0)])
-def test_tiles_cover_a_side_with_the_overlap_asked_for(size, tile, overlap):
-    starts = tiling.starts(size, tile, overlap)
-    assert starts[0] == 0 and starts[-1] + tile == size
-    assert all(b - a <= tile * (1 - overlap) + 1 for a, b in zip(starts, starts[1:], strict=False))
-
-
-def test_tiles_of_a_pointwise_model_join_without_a_seam():
-    batch = batch_of(77, 103)
-    found = tiling.restore_tiled(lambda b: b.lq**2, batch, 8, 40, 0.5)
-    torch.testing.assert_close(found, batch.lq**2, rtol=0, atol=1e-6)
-
-
-def test_tiles_see_only_multiples_and_agree_with_the_whole_away_from_their_rims():
-    blur = torch.nn.functional.avg_pool2d
-    sizes = set()
-
-    def restore(batch):
-        sizes.add(tuple(batch.lq.shape[-2:]))
-        return blur(torch.nn.functional.pad(batch.lq, (1, 1, 1, 1), mode="reflect"), 3, 1)
-
-    batch = batch_of(90, 61)
-    whole = tiling.restore_whole(restore, batch, 8)
-    assert whole.shape == batch.lq.shape
-    tiled = tiling.restore_tiled(restore, batch, 8, 35, 0.5)
-    assert all(h % 8 == 0 and w % 8 == 0 for h, w in sizes)
-    assert (tiled - whole).abs().max() < 0.05  # the rims of tiles have the least weight
-
-
-def test_only_pictures_larger_than_a_tile_are_tiled(tmp_path):
-    sides = []
-
-    def restore(batch):
-        sides.append(max(batch.lq.shape[-2:]))
-        return batch.lq
-
-    batch = batch_of(64, 96)
-    for tile, expected in ((None, 96), ("auto", 96), (128, 96), (32, 32)):
-        sides.clear()
-        section = config_of(tmp_path, **{"restore.tile": tile}).restore
-        found = tiling.restore_native(restore, batch, 8, section)
-        assert set(sides) == {expected}
-        torch.testing.assert_close(found, batch.lq, rtol=0, atol=1e-6)
-
-
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -436,9 +374,9 @@ def parameters_of(recipe):
 
 
 def test_the_latest_checkpoint_is_judged_unless_early_stopping_chose_the_best(finished):
-    assert validate.chosen(finished) == "latest"
+    assert inference.chosen(finished) == "latest"
     rule = {"metric": "psnr_y", "patience": 2, "min_delta": 0.0}
-    assert validate.chosen(load_again(finished, **{"train.early_stopping": rule})) == "best"
+    assert inference.chosen(load_again(finished, **{"train.early_stopping": rule})) == "best"
 
 
 def test_validate_scores_the_checkpoint_s_ema_and_records_it(finished):

@@ -8,17 +8,16 @@ Validation draws and model noise derive from `validation.seed` and the item alon
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import torch
 
-from . import checkpoint, data, metrics, precision, recipes
+from . import data, metrics
 from .bar import bar as progress_bar
 from .baseline import best_affine
 from .bootstrap import bootstrap_interval
+from .inference import load_run, restore_batch
 from .paths import write_atomically
-from .tiling import restore_native
 
 FILE = "validation.parquet"
 PROTOCOL_COLUMNS = (*metrics.PROTOCOL, "image_set")
@@ -49,7 +48,7 @@ def score(recipe, config, *, step: int, weights: str, samples=None, progress: bo
     for item in items:
         sample = data.load_item(item, config)
         identities.append(_identity(item, sample, config))
-        restored, lq, gt = _restore(recipe, config, item, sample, device)
+        restored, lq, gt = _restore(recipe, config, item, sample)
         row = {"image": item.image, "degradation": item.degradation, "draw": item.draw}
         for metric in wanted:
             row[metric.name] = float(metric(restored, gt))
@@ -68,22 +67,12 @@ def score(recipe, config, *, step: int, weights: str, samples=None, progress: bo
     return frame.select(*before, pl.all(), *after)
 
 
-def _restore(recipe, config, item, sample, device) -> tuple[torch.Tensor, ...]:
+def _restore(recipe, config, item, sample) -> tuple[torch.Tensor, ...]:
     """Return restored, lq and gt of an item, (1, 3, H, W) float32 in [0, 1] on the CPU."""
     batch = data.collate([sample])
     key = (config.validation.seed, item.image, item.degradation, item.draw, "restore")
     seed = int(data.rng(*key).integers(2**31))
-    dtype = precision.choose(config, device).dtype
-
-    def restore(part):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return recipe.restore(part, seed=seed, num_steps=config.restore.num_steps).image
-
-    with torch.no_grad():
-        restored = restore_native(
-            restore, batch.to(device), getattr(recipe, "multiple", 1), config.restore
-        )
-    return restored.float().cpu().clamp(0, 1), batch.lq, batch.gt
+    return restore_batch(recipe, config, batch, seed), batch.lq, batch.gt
 
 
 def _identity(item, sample, config) -> bytes:
@@ -204,13 +193,20 @@ def summary(frame):
 def validate(config, *, step: int | None = None, baseline: bool = True, progress: bool = True):
     """Score a checkpoint of a run, record it and return its frame.
 
-    The checkpoint of `chosen` by default; `step` names another. The model is the run's
+    The checkpoint of `inference.chosen` by default; `step` names another. The model is the run's
     own (`runs/<run>/config.json`); of the given config only `validation` and `restore` count. With
     `baseline` psnr_y_affine and ssim_y_affine stand beside: the best colour correction's scores.
     """
-    config, recipe, step, taken = _load(config, step)
-    samples = _samples(config)
-    frame = score(recipe, config, step=step, weights=taken, samples=samples, progress=progress)
+    trained = load_run(config, step)
+    config, samples = trained.config, _samples(trained.config)
+    frame = score(
+        trained.recipe,
+        config,
+        step=trained.step,
+        weights=trained.weights,
+        samples=samples,
+        progress=progress,
+    )
     if baseline:
         affine = best_affine(config, data.validation_items(config, samples))
         keys = ["image", "degradation", "draw"]
@@ -225,8 +221,8 @@ def restore_items(config, keys, *, step: int | None = None) -> list[tuple]:
 
     `keys` are (image, degradation, draw); returns (lq, restored, gt), each (H, W, 3) in [0, 1].
     """
-    config, recipe, _, _ = _load(config, step)
-    device = next(recipe.network.parameters()).device
+    trained = load_run(config, step)
+    config = trained.config
     items = data.validation_items(config, _samples(config))
     known = {(i.image, i.degradation, i.draw): i for i in items}
     pictures = []
@@ -236,46 +232,9 @@ def restore_items(config, keys, *, step: int | None = None) -> list[tuple]:
                 f"{key} is not a validation item (image, degradation, draw) of this run"
             )
         sample = data.load_item(known[key], config)
-        restored, lq, gt = _restore(recipe, config, known[key], sample, device)
+        restored, lq, gt = _restore(trained.recipe, config, known[key], sample)
         pictures.append(tuple(x[0].permute(1, 2, 0).numpy() for x in (lq, restored, gt)))
     return pictures
-
-
-def chosen(config) -> str:
-    """Return which checkpoint a run is judged by: `latest`, or `best` where early stopping chose.
-
-    The best of many, chosen on the very images that are scored, would flatter the score.
-    """
-    best = checkpoint.linked(config.run_dir, "best") is not None
-    return "best" if config.train.early_stopping and best else "latest"
-
-
-def _load(config, step: int | None):
-    """Return (config, recipe, step, weights) of a run's checkpoint."""
-    from .config import Config, difference
-    from .run import read_config
-
-    run_dir = config.run_dir
-    stored, given = read_config(run_dir).to_dict(), config.to_dict()
-    if ignored := difference(stored, config):
-        warnings.warn(
-            "the model is the run's own; these keys are taken from its config.json: "
-            + "; ".join(ignored),
-            stacklevel=3,
-        )
-    config = Config.from_dict(
-        stored | {name: given[name] for name in ("validation", "restore", "paths")}
-    )
-    recipe = recipes.build(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for module in recipe.modules.values():
-        module.to(device)
-    if step is None:
-        saved = checkpoint.read_named(run_dir, chosen(config))
-    else:
-        saved = checkpoint.read(run_dir, step)
-    taken = checkpoint.load_network(recipe, saved, config.validation.weights)
-    return config, recipe, saved.step, taken
 
 
 def _samples(config):
