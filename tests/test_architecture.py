@@ -13,14 +13,14 @@ import pytest
 TIERS = (
     "config paths images photographs bar",
     "degradations augment losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
-    " diffusion tracking tiling",
+    " diffusion batch autocast tail tracking colour tiling",
     "index data loader networks bootstrap",
     "recipes optim schedule",
     "step",
-    "precision selection interrupts feed run preview progress baseline",
-    "validate checkpoint",
+    "precision selection rhythm interrupts feed run preview progress baseline",
+    "validate inference checkpoint",
     "plan",
-    "preflight state turn",
+    "preflight rerun state turn",
     "trainer",
     "train restore serve ablation",
     "report",

@@ -236,9 +236,7 @@ def test_what_is_not_there_yet_is_refused_with_what_works_instead(root, row):
         "optim.*.name": "adamw8bit",
         "train.share_step": True,
         "budget.gpu": "A100",
-        "restore.colour_fix": "wavelet",
         "ablation.executor": "ray",
-        "validation.max_time_share": 0.3,
     }
     key, value = (
         row.key.replace("*", "generator"),

@@ -104,7 +104,7 @@ def _window_mean(maps: torch.Tensor) -> torch.Tensor:
 class Perceptual:
     """A loss on VGG features whose network is built at its first use, once for a device.
 
-    Under fake tensors it is built without weights, so memory can be planned where they are absent.
+    Under fake and meta tensors it is built without weights, so memory can be planned where they are absent.
     """
 
     def __init__(self, build: Callable[[bool], torch.nn.Module]) -> None:
@@ -119,7 +119,7 @@ class Perceptual:
         """
         mode = getattr(like, "fake_mode", None)
         if self._module is None or self._key != (mode, like.device):
-            if mode is None:
+            if mode is None and not like.is_meta:
                 self._module = self.build(True).to(like.device)
             else:  # fake parameters cannot be moved: they are made where they belong
                 with torch.device(like.device):

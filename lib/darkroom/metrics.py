@@ -24,6 +24,7 @@ PROTOCOL = {
 }
 
 PSNR_EPSILON = 1e-8  # added to the mean squared error: identical images have 80 dB, as in pyiqa
+LOWER_BETTER = {"lpips": True, "final_score": False}  # beside METRICS, which say it themselves
 WINDOW, SIGMA, BAND = 11, 1.5, 64  # BAND rows at a time stay in the processor's cache
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -97,6 +98,20 @@ def final_score(psnr: float, ssim: float, lpips: float | None) -> float | None:
     return None if lpips is None else psnr + 10 * ssim - 5 * lpips
 
 
+def lower_better(name: str) -> bool:
+    """Return whether less of a metric is better: ours, final_score, or any by pyiqa's name.
+
+    Needs no weights. Raises ValueError for a name that nobody knows.
+    """
+    if name in METRICS:
+        return METRICS[name].lower_better
+    if name in LOWER_BETTER:
+        return LOWER_BETTER[name]
+    from . import pyiqa_metrics
+
+    return pyiqa_metrics.lower_better(name)
+
+
 def find(name: str, device: str | torch.device = "cpu") -> Metric | Absent:
     """Return a metric by our name (METRICS, lpips) or by pyiqa's, or Absent with what is missing.
 
@@ -124,7 +139,7 @@ def lpips(device: str | torch.device = "cpu") -> Metric | Absent:
         x, y = (round_to_8bit(image.to(device, torch.float32)) for image in (prediction, target))
         return network(x * 2 - 1, y * 2 - 1).double().cpu()
 
-    return Metric("lpips", True, (0.0, 1.0), score)
+    return Metric("lpips", LOWER_BETTER["lpips"], (0.0, 1.0), score)
 
 
 def _images(prediction, target, crop_border, round_8bit, smallest=1) -> list[np.ndarray]:

@@ -16,17 +16,26 @@ def log_images(recipe, dataset: data.TrainingSet, run_dir, step: int) -> dict:
     Rows are the degraded input, the restored image and the target. Returns the tensors
     (`lq`, `restored`, `gt`, (4, 3, H, W) in [0, 1]) and the `degradations`.
     """
-    device = next(recipe.network.parameters()).device
-    batch = data.collate([dataset["preview", n] for n in range(NUM_PREVIEWS)]).to(device)
-    restored = recipe.restore(batch, seed=0).image
-    rows = [torch.cat(list(x.cpu()), dim=2) for x in (batch.lq, restored, batch.gt)]
+    batch = _batch(dataset)
+    restoration = restored(recipe, dataset)
+    rows = [torch.cat(list(x), dim=2) for x in (batch.lq, restoration, batch.gt)]
     picture = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()  # (3 H, 4 W, 3)
     path = run_dir / "figures" / f"images_{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     images.write_image(path, np.rint(picture * 255).astype(np.uint8))
     return {
-        "lq": batch.lq.cpu(),
-        "restored": restored.cpu(),
-        "gt": batch.gt.cpu(),
+        "lq": batch.lq,
+        "restored": restoration,
+        "gt": batch.gt,
         "degradations": batch.degradations,
     }
+
+
+def restored(recipe, dataset: data.TrainingSet) -> torch.Tensor:
+    """Return what the weights in force make of the four crops, (4, 3, H, W) on the CPU."""
+    device = next(recipe.network.parameters()).device
+    return recipe.restore(_batch(dataset).to(device), seed=0).image.cpu()
+
+
+def _batch(dataset: data.TrainingSet) -> data.Batch:
+    return data.collate([dataset["preview", n] for n in range(NUM_PREVIEWS)])

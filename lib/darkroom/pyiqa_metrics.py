@@ -35,10 +35,7 @@ def find(name: str, device: str | torch.device = "cpu") -> Metric | Absent:
     except ImportError as error:
         return Absent(name, f"pyiqa, which would compute it, cannot be imported ({error})")
     if name not in pyiqa.list_models():
-        raise ValueError(
-            f"there is no metric {name!r}; ours are psnr_y, ssim_y, psnr_rgb, ssim_rgb and lpips, "
-            "the others are named as in pyiqa.list_models()"
-        )
+        raise _unknown(name)
     try:
         with _no_download(), torch.random.fork_rng(devices=[]):
             metric = pyiqa.create_metric(name, device=torch.device(device))
@@ -49,6 +46,23 @@ def find(name: str, device: str | torch.device = "cpu") -> Metric | Absent:
     except Exception as error:  # a metric without its files fails in its own way
         return _explain(name, error)
     return Metric(name, bool(metric.lower_better), _range(metric.score_range), _score(metric))
+
+
+def lower_better(name: str) -> bool:
+    """Return whether less of pyiqa's metric of this name is better; raises as `find` does."""
+    ensure_torchvision()
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    if name not in DEFAULT_CONFIGS:
+        raise _unknown(name)
+    return bool(DEFAULT_CONFIGS[name].get("lower_better", False))
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
+        f"there is no metric {name!r}; ours are psnr_y, ssim_y, psnr_rgb, ssim_rgb and lpips, "
+        "the others are named as in pyiqa.list_models()"
+    )
 
 
 def _score(metric):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from . import metrics
+
 
 def metric_name(config, frame) -> str:
     """Return the deciding metric: `train.best`, else final_score where it is, else psnr_y."""
@@ -30,18 +32,18 @@ def means(frame) -> dict[str, float]:
     """Return `validation/<metric>` and `validation/<Type>/<metric>` of one validation's frame."""
     import polars as pl
 
-    metrics = [m for m in ("psnr_y", "ssim_y", "lpips", "final_score") if m in frame.columns]
-    metrics = [m for m in metrics if frame[m].null_count() < len(frame)]
-    types = frame.group_by("degradation").agg(pl.col(metrics).mean()).sort("degradation")
-    values = {f"validation/{m}": types[m].mean() for m in metrics}
+    names = [m for m in ("psnr_y", "ssim_y", "lpips", "final_score") if m in frame.columns]
+    names = [m for m in names if frame[m].null_count() < len(frame)]
+    types = frame.group_by("degradation").agg(pl.col(names).mean()).sort("degradation")
+    values = {f"validation/{m}": types[m].mean() for m in names}
     for row in types.to_dicts():
-        values |= {f"validation/{row['degradation']}/{m}": row[m] for m in metrics}
+        values |= {f"validation/{row['degradation']}/{m}": row[m] for m in names}
     return values
 
 
 def _better(metric: str, new: float, old: float, min_delta: float = 0.0) -> bool:
-    lower_is_better = metric in ("lpips", "dists", "niqe")
-    return old - new > min_delta if lower_is_better else new - old > min_delta
+    gain = old - new if metrics.lower_better(metric) else new - old
+    return gain > min_delta
 
 
 def best_step(frame, config) -> int | None:

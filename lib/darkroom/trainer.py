@@ -13,11 +13,22 @@ from contextlib import nullcontext
 
 import torch
 
-from . import checkpoint, interrupts, precision, schedule, selection, tracking, validate
+from . import (
+    autocast,
+    checkpoint,
+    interrupts,
+    precision,
+    rerun,
+    schedule,
+    selection,
+    tracking,
+    validate,
+)
 from .paths import RunLock
 from .preflight import check_sizes
-from .preview import log_images
+from .preview import log_images, restored
 from .progress import Quiet
+from .rhythm import Rhythm
 from .run import Result, RunDirectory
 from .schedule import PROBE_STEPS, PROBE_WARMUP
 from .state import TrainingState
@@ -32,8 +43,9 @@ def train(config, progress=None) -> Result:
     Raises Interrupted after SIGINT and Terminated after SIGTERM, both once the step is finished and
     saved. RunMismatch, RunLocked, ValueError and SampleError say what to change.
     """
-    run, trainer = RunDirectory(config), None
     main = int(os.environ.get("RANK", "0")) == 0
+    tracking.require(config, network=main)
+    run, trainer = RunDirectory(config), None
     with RunLock(run.path) if main else nullcontext(), interrupts.StopSignals() as signals:
         try:
             trainer = Trainer(config, run, signals, progress or Quiet())
@@ -64,8 +76,8 @@ class Trainer:
         from accelerate import Accelerator
 
         self.config, self.run, self.signals = config, run, signals
-        names = [n for n in config.tracking.report_to if n != "jsonl"]
-        self.accelerator = Accelerator(log_with=names or None, project_dir=str(run.path))
+        names = tracking.started(config) or None
+        self.accelerator = Accelerator(log_with=names, project_dir=str(tracking.folder(config)))
         self.main = self.accelerator.is_main_process
         self.progress = progress if self.main else Quiet(io.StringIO())
         self.device = self.accelerator.device
@@ -78,15 +90,17 @@ class Trainer:
             config,
             samples,
             self.device,
+            self.precision.dtype,
             torch.amp.GradScaler(self.device.type) if self.precision.scaled else None,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        self.trackers = tracking.Trackers(self.accelerator, config)
+        self.rhythm = Rhythm(config, run)
         self.state.horizon, _ = schedule.horizon(config, len(samples))
         if self.state.horizon is None:
             self.state.horizon = run.decided("horizon")
         self._resume()
+        self.trackers = tracking.Trackers(self.accelerator, config, self.state.step)
 
     def loop(self) -> Result:
         """Train from the current step to the horizon."""
@@ -94,7 +108,8 @@ class Trainer:
         if state.horizon is None:
             state.horizon = self._probe()
         self.end = state.horizon + (train.extend or 0)
-        if stopped := self._agree(self._stopped_early() if self.main else None):
+        over = rerun.stopped_early(self.run.path, self.config, self.saved) if self.main else None
+        if stopped := self._agree(over):
             return self._finish(*stopped)
         self._announce()
         while state.step < self.end:
@@ -103,12 +118,14 @@ class Trainer:
             state.follow_stages(state.step)
             row = {"step": state.step + 1} | self._take_turns(self.end - state.step)
             state.step += 1
-            state.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            state.seconds += seconds
+            self.rhythm.stepped(seconds)
             self._log(row)
             if self._due(train.image_every, at_end=True):
                 self._log_images()
             best, stop = False, None
-            if self._due(self.config.validation.every, at_end=True):
+            if self.rhythm.due(state.step, self.end):
                 best, stop = self._validate()
             stop = stop or self._requests()
             if best or stop or self._due(train.save_every) or state.step == self.end:
@@ -138,26 +155,7 @@ class Trainer:
         self.saved = saved.step if saved else None
         if self.main:
             self.run.rewind(self.state.step)
-            self._mend_links()
-
-    def _stopped_early(self) -> tuple[str, str] | None:
-        """Return why this run was over when it was last saved: a rerun must not go on."""
-        if self.config.train.early_stopping is None or self.saved is None:
-            return None
-        if not (self.run.path / validate.FILE).exists():
-            return None
-        scores = validate.read(self.run.path, "training")
-        return selection.judge(scores, self.config, self.state.step)[1]
-
-    def _mend_links(self) -> None:
-        """Point `latest` and `best` where a kill between a save and its links left them behind."""
-        if self.saved is None:
-            return
-        checkpoint.link(self.run.path, "latest", self.saved)
-        if (self.run.path / validate.FILE).exists():
-            best = selection.best_step(validate.read(self.run.path, which="training"), self.config)
-            if best in checkpoint.steps(self.run.path):
-                checkpoint.link(self.run.path, "best", best)
+            rerun.mend_links(self.run.path, self.config, self.saved)
 
     def _probe(self) -> int:
         """Time some steps, put everything back, and fix the horizon that fills `train.hours`."""
@@ -204,7 +202,7 @@ class Trainer:
             self.run.status("running", self.state.step)
             where = f"{self.device}, {self.precision.dtype}: {self.precision.reason}"
             self.run.note(f"steps {self.state.step} to {self.end} on {where}")
-            for line in [*self.config.notes, *self.config.warnings]:
+            for line in [*self.config.notes, *self.config.warnings, *self.trackers.lines]:
                 self.run.note(line)
         self.progress.start(self.end, self.state.step)
 
@@ -221,15 +219,20 @@ class Trainer:
         return self.state.ema.applied() if self.state.ema else nullcontext()
 
     def _log_images(self) -> None:
-        if self.main:
+        if not self.main:
+            return
+        recipe, dataset, step = self.state.recipe, self.state.feed.dataset, self.state.step
+        with autocast.on(self.device, self.precision.dtype):
+            both = self.trackers.names and self.state.ema
+            pictures = {"raw": restored(recipe, dataset)} if both else {}
             with self._averaged():
-                dataset, step = self.state.feed.dataset, self.state.step
-                pictures = log_images(self.state.recipe, dataset, self.run.path, step)
-            self.progress.images(self.state.step, pictures)
+                pictures |= log_images(recipe, dataset, self.run.path, step)
+        self.progress.images(step, pictures)
+        self.trackers.images(pictures, step)
 
     def _validate(self) -> tuple[bool, tuple[str, str] | None]:
         """Score the validation set; returns whether it is the best yet, and why to stop early."""
-        verdict, step = (False, None), self.state.step
+        verdict, step, started = (False, None), self.state.step, time.perf_counter()
         if self.main and len(self.validation_samples):
             averaged = self.state.ema is not None and self.config.validation.weights == "ema"
             with self._averaged() if averaged else nullcontext():
@@ -246,7 +249,10 @@ class Trainer:
             self.trackers.log(means, step)
             self.progress.validated(step, frame)
             verdict = selection.judge(validate.read(self.run.path), self.config, step)
-        return self._agree(verdict)
+            seconds = time.perf_counter() - started
+            self.rhythm.validated(step, seconds, self.state.seconds / step)
+        verdict, self.rhythm.decision = self._agree((verdict, self.rhythm.decision))
+        return verdict
 
     def _save(self, best: bool) -> None:
         if not self.main:

@@ -48,19 +48,12 @@ NOT_YET = (
         lambda v: v in ("conditional_diffusion", "flow_matching", "image_to_svg"),
         "use regression or one_step_gan",
     ),
-    NotYet("model.size", lambda v: v == "full", "use tiny"),
     NotYet("optim.*.name", lambda v: v == "adamw8bit", "use adamw or rmsprop"),
-    NotYet("train.tail_micro_batch", lambda v: v is not None, "use a smaller train.micro_batch"),
-    NotYet("train.share_step", bool, "leave it false: each phase makes its own forward"),
-    NotYet("train.checkpointing.*", lambda v: v != "off", "all activations are kept", False),
     NotYet("budget.gpu", lambda v: v is not None, "the run takes the device it finds"),
     NotYet("budget.memory_gib", lambda v: v is not None, "set train.micro_batch to what fits"),
     NotYet("budget.hours", lambda v: v is not None, "set train.hours"),
     NotYet("budget.disk_gib", lambda v: v is not None, "set train.keep_last"),
     NotYet("budget.alarm", lambda v: v != 0.85, "memory is in every row of train.jsonl", False),
-    NotYet("validation.max_time_share", lambda v: v is not None, "set validation.every"),
-    NotYet("restore.upscale", lambda v: v != 1, "enlarge the input first"),
-    NotYet("restore.colour_fix", lambda v: v != "off", "leave it off"),
     NotYet("ablation.executor", lambda v: v == "ray", "use local"),
 )
 
@@ -139,6 +132,11 @@ IDLE = (
         ("restore.num_steps", "restore.sampler", "restore.guidance"),
         lambda c: c.model.recipe not in SAMPLED,
         lambda c: f"{_recipe(c)}, which restores without a sampler",
+    ),
+    Idle(
+        ("restore.upscale",),
+        lambda c: True,
+        lambda c: "on scores, taken at native size; it enlarges the folders that are restored",
     ),
     Idle(
         ("tracking.project", "tracking.mode"),

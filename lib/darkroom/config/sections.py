@@ -119,9 +119,9 @@ class Model(Section):
     lora_blocks: Names | None = None
     """Only modules below these blocks get one; null: all."""
     trunk: str = "convnext_large_d_320"
-    """The discriminator's frozen backbone, by its open_clip name."""
-    trunk_weights: str = "laion2b_s29b_b131k_ft_soup"
-    """The backbone's open_clip tag."""
+    """The discriminator's frozen backbone, by its open_clip name; tiny: a small random one."""
+    trunk_weights: str | None = "laion2b_s29b_b131k_ft_soup"
+    """The backbone's open_clip tag, or a file below `paths.models`; null: random weights."""
     condition_channels: Integer = 0
     """Channels of the condition (such as a mask) beside the image."""
     width: Count | None = None

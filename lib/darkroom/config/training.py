@@ -57,7 +57,7 @@ class Train(Section):
     micro_batch: Count | None = None
     """Samples computed at once; must divide the effective batch; null: fitted."""
     tail_micro_batch: Count | None = None
-    """Samples decoded and judged at once; null: the micro batch."""
+    """Samples decoded and judged at once after the U-Net; null: all of them, in one graph."""
     steps: Count | None = None
     """Horizon in optimizer steps; comes before hours, images and epochs."""
     hours: Positive | None = None
@@ -78,8 +78,10 @@ class Train(Section):
     """Decay of the averaged weights; null: no average."""
     ema_device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the average is kept."""
+    lpips_autocast: Truth = False
+    """LPIPS and VGG features in the run's precision instead of float32: half their memory."""
     share_step: Truth = False
-    """One generator forward for both phases."""
+    """The discriminator takes the generator's samples and restored images of the same step."""
     log_every: Count | None = 1
     """Write a row of train.jsonl; null: never."""
     image_every: Count | None = 100
@@ -199,7 +201,7 @@ class Validation(Section):
     seed: Integer = 231
     """Seed of the validation draws."""
     max_time_share: Annotated[Share, Field(gt=0)] | None = None
-    """Largest share of the run's time that validation may take; null: no limit."""
+    """Largest share of the time that validation may take: `every` is stretched; null: no limit."""
 
 
 class Restore(Section):
@@ -229,7 +231,7 @@ class Tracking(Section):
     project: str = "darkroom"
     """Project name in the trackers."""
     mode: Literal["local", "offline", "cloud", "disabled"] = "local"
-    """Whether trackers stay on this machine."""
+    """cloud: their server, with your account; local, offline: this machine; disabled: nowhere."""
 
 
 class Ablation(Section):
