@@ -49,3 +49,19 @@ def test_the_total_is_the_sum_and_no_average_is_counted_when_it_is_off():
     parts = total["weights"] + total["gradients"] + total["optimizer"]
     assert total["total"] == pytest.approx(parts)
     assert total["parameters"] == frame.filter(frame["module"] != "total")["parameters"].sum()
+
+
+HYPIR = {"model.base": None, "model.trunk_weights": None}
+
+
+def test_a_step_at_full_size_costs_no_more_operations_than_the_original():
+    from darkroom.plan import flops
+
+    counted = flops.count(load_config(base="hypir", run="hypir", override=HYPIR))
+    assert counted["generator"] <= 83.3
+    assert counted["discriminator"] <= 48.8
+    assert counted["generator"] > 80  # forward, backward and the recomputed U-Net are all there
+    tail = flops.count(
+        load_config(base="hypir", run="hypir", override=HYPIR | {"train.tail_micro_batch": 1})
+    )
+    assert tail == pytest.approx(counted, rel=1e-9)

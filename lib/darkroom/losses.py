@@ -104,7 +104,8 @@ def _window_mean(maps: torch.Tensor) -> torch.Tensor:
 class Perceptual:
     """A loss on VGG features whose network is built at its first use, once for a device.
 
-    Under fake and meta tensors it is built without weights, so memory can be planned where they are absent.
+    Under fake and meta tensors it is built without weights, so memory can be planned where they
+    are absent.
     """
 
     def __init__(self, build: Callable[[bool], torch.nn.Module]) -> None:

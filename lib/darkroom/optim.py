@@ -17,7 +17,18 @@ def build(section, phase) -> torch.optim.Optimizer:
     options = {"lr": phase.lr, "eps": section.eps, "weight_decay": section.weight_decay}
     if section.name == "adamw":
         options["betas"] = tuple(section.betas)
+    options |= _implementation(section, parameters[0].device)
     return OPTIMIZERS[section.name](parameters, **options)
+
+
+def _implementation(section, device: torch.device) -> dict[str, bool]:
+    """Return PyTorch's switches; given always, for its own choice depends on the device's name."""
+    wanted = section.implementation
+    if wanted == "auto":
+        wanted = "fused" if device.type == "cuda" and section.name == "adamw" else "loop"
+    if section.name != "adamw":
+        return {"foreach": wanted == "foreach"}
+    return {"foreach": wanted == "foreach", "fused": wanted == "fused"}
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, phase) -> dict[str, torch.Tensor]:

@@ -155,6 +155,11 @@ def _idle_here(config) -> list[Idle]:
     rmsprop = tuple(
         f"optim.{n}.betas" for n, phase in config.optim.phases.items() if phase.name == "rmsprop"
     )
+    unfused = tuple(
+        f"optim.{n}.implementation"
+        for n, phase in config.optim.phases.items()
+        if phase.name == "rmsprop" and phase.implementation == "fused"
+    )
     set_ones = [n for n in HORIZONS if getattr(config.train, n) is not None]
     later = tuple(f"train.{n}" for n in set_ones[1:])
     return [
@@ -163,6 +168,7 @@ def _idle_here(config) -> list[Idle]:
             phases, always, lambda c: f"{_recipe(c)}, with the phases {', '.join(PHASES[recipe])}"
         ),
         Idle(rmsprop, always, lambda c: "rmsprop has no betas"),
+        Idle(unfused, always, lambda c: "rmsprop has no fused step"),
         Idle(later, always, lambda c: f"train.{set_ones[0]} comes first"),
     ]
 

@@ -118,6 +118,8 @@ class OptimPhase(Section):
     """Added to the root of the second moment."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay."""
+    implementation: Literal["auto", "fused", "foreach", "loop"] = "auto"
+    """How the step is computed; auto: fused on a GPU, a loop elsewhere."""
 
 
 class Schedule(Section):

@@ -12,8 +12,8 @@ def count(config) -> dict[str, float]:
     """Return the TFLOP of one turn of every phase in steady state, at the configured batch.
 
     Forward, backward and recomputation of the recipe's own losses as PyTorch's FlopCounterMode
-    counts them (matrix products, convolutions, attention; a multiply-add is two). Optimizer, EMA and
-    the data are left out; embeddings of prompts are taken from the cache.
+    counts them (matrix products, convolutions, attention; a multiply-add is two). Optimizer, EMA
+    and the data are left out; embeddings of prompts are taken from the cache.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
