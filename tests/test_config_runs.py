@@ -107,9 +107,13 @@ WARNINGS = {
         {"train.ema_decay": None},
         "validation.weights is ema and train.ema_decay is off: raw weights are scored",
     ),
-    "checkpointing, not yet": (
+    "a decoder without weights": (
         {"train.checkpointing.decoder": "on"},
-        '`train.checkpointing.decoder: "on"` is not there yet: all activations are kept',
+        'train.checkpointing.decoder: "on" (the tiny autoencoder keeps nothing)',
+    ),
+    "a lever of another recipe": (
+        {"model.recipe": "regression", "train.tail_micro_batch": 1},
+        "train.tail_micro_batch: 1 (the recipe is regression",
     ),
 }
 

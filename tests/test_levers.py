@@ -231,3 +231,11 @@ def test_sharing_a_step_takes_the_generators_samples_and_images(folder):
     plain.begin(plain.phases(settings)[1])
     other = step.accumulate(plain, discriminator, micro_batches(), effective_batch=EFFECTIVE)
     assert torch.allclose(rows["total"], other["total"], rtol=1e-12)
+
+
+def test_the_tail_is_refused_in_fp16_where_its_gradients_would_vanish(folder):
+    from darkroom import precision
+
+    settings = config(folder, **{"train.tail_micro_batch": 1, "train.precision": "fp16"})
+    with pytest.raises(ValueError, match="train.tail_micro_batch 1 and fp16.*bf16"):
+        precision.choose(settings, torch.device("cuda"))

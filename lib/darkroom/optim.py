@@ -9,16 +9,33 @@ import torch
 from torch import nn
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+BITSANDBYTES_BLOCK = 256  # values that share a scale; tensors below 4096 values stay float32
 
 
 def build(section, phase) -> torch.optim.Optimizer:
     """Build a phase's optimizer from its `optim.<phase>` section; one group, in name order."""
     parameters = [phase.parameters[name] for name in sorted(phase.parameters)]
     options = {"lr": phase.lr, "eps": section.eps, "weight_decay": section.weight_decay}
-    if section.name == "adamw":
+    if section.name.startswith("adamw"):
         options["betas"] = tuple(section.betas)
+    if section.name == "adamw8bit":
+        for parameter in parameters:  # its step does so, too: a resumed run must start with that
+            parameter.data = parameter.data.contiguous()
+        return _eight_bit()(parameters, **options)
     options |= _implementation(section, parameters[0].device)
     return OPTIMIZERS[section.name](parameters, **options)
+
+
+def _eight_bit() -> type[torch.optim.Optimizer]:
+    """Return bitsandbytes' AdamW with moments in 8 bit (Dettmers et al. 2021, arXiv 2110.02861)."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"optim name adamw8bit needs bitsandbytes, which cannot be imported here ({error}): "
+            "pip install bitsandbytes, or take adamw"
+        ) from error
+    return AdamW8bit
 
 
 def _implementation(section, device: torch.device) -> dict[str, bool]:
@@ -36,7 +53,9 @@ def state_by_name(optimizer: torch.optim.Optimizer, phase) -> dict[str, torch.Te
     state = {}
     for name, parameter in phase.parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}/{key}"] = torch.as_tensor(value)
+            value = torch.as_tensor(value)
+            # bitsandbytes' tables of 256 numbers are one tensor for all; no file holds shared ones
+            state[f"{name}/{key}"] = value.clone() if key.startswith("qmap") else value
     return state
 
 
@@ -48,7 +67,9 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, phase, state: dict) -> 
             continue
         parameter = phase.parameters[name]
         # scalars ("step") stay where the optimizer keeps them, on the CPU
-        if value.shape == parameter.shape:  # moments lie in memory as their parameter does
+        if value.ndim == 0 and not value.is_floating_point():
+            value = int(value)  # bitsandbytes counts in plain integers
+        elif value.shape == parameter.shape:  # moments lie in memory as their parameter does
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         else:
             value = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()

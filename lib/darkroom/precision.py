@@ -19,7 +19,21 @@ class Precision:
 
 
 def choose(config, device: torch.device) -> Precision:
-    """Choose the precision once; only fp16 needs a scaler, bf16 has float32's exponent range."""
+    """Choose the precision once; only fp16 needs a scaler, bf16 has float32's exponent range.
+
+    Raises ValueError for fp16 where it cannot work.
+    """
+    chosen = _chosen(config, device)
+    if chosen.scaled and config.train.tail_micro_batch is not None:
+        raise ValueError(
+            f"train.tail_micro_batch {config.train.tail_micro_batch} and fp16 ({chosen.reason}): the "
+            "tail takes its gradients before the loss is scaled, where they vanish in fp16. Take "
+            "train.precision bf16 or fp32, or train.tail_micro_batch null and a smaller micro_batch"
+        )
+    return chosen
+
+
+def _chosen(config, device: torch.device) -> Precision:
     wanted = config.train.precision
     if wanted != "auto":
         if wanted == "fp16" and device.type == "cpu":

@@ -48,7 +48,6 @@ NOT_YET = (
         lambda v: v in ("conditional_diffusion", "flow_matching", "image_to_svg"),
         "use regression or one_step_gan",
     ),
-    NotYet("optim.*.name", lambda v: v == "adamw8bit", "use adamw or rmsprop"),
     NotYet("budget.gpu", lambda v: v is not None, "the run takes the device it finds"),
     NotYet("budget.memory_gib", lambda v: v is not None, "set train.micro_batch to what fits"),
     NotYet("budget.hours", lambda v: v is not None, "set train.hours"),
@@ -116,6 +115,19 @@ IDLE = (
         ("model.grid", "model.max_seq_length"), lambda c: c.model.recipe != "image_to_svg", _recipe
     ),
     Idle(
+        ("train.checkpointing.decoder",),
+        lambda c: c.model.size == "tiny" and c.model.recipe == "one_step_gan",
+        lambda c: "the tiny autoencoder keeps nothing",
+    ),
+    Idle(
+        (
+            *("train.tail_micro_batch", "train.share_step", "train.lpips_autocast"),
+            *("train.checkpointing.decoder", "train.checkpointing.discriminator"),
+        ),
+        lambda c: c.model.recipe != "one_step_gan",
+        _recipe,
+    ),
+    Idle(
         ("optim.schedule.min_lr",),
         lambda c: c.optim.schedule.kind == "constant",
         lambda c: "optim.schedule.kind is constant",
@@ -158,7 +170,7 @@ def _idle_here(config) -> list[Idle]:
     unfused = tuple(
         f"optim.{n}.implementation"
         for n, phase in config.optim.phases.items()
-        if phase.name == "rmsprop" and phase.implementation == "fused"
+        if phase.name != "adamw" and phase.implementation == "fused"
     )
     set_ones = [n for n in HORIZONS if getattr(config.train, n) is not None]
     later = tuple(f"train.{n}" for n in set_ones[1:])
@@ -168,7 +180,7 @@ def _idle_here(config) -> list[Idle]:
             phases, always, lambda c: f"{_recipe(c)}, with the phases {', '.join(PHASES[recipe])}"
         ),
         Idle(rmsprop, always, lambda c: "rmsprop has no betas"),
-        Idle(unfused, always, lambda c: "rmsprop has no fused step"),
+        Idle(unfused, always, lambda c: "only adamw has a fused step of its own"),
         Idle(later, always, lambda c: f"train.{set_ones[0]} comes first"),
     ]
 

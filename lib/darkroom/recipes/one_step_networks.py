@@ -56,7 +56,8 @@ def build(config) -> Networks:
     networks = _tiny(config) if config.model.size == "tiny" else _full(config)
     setting, dropout = config.train.checkpointing, config.model.lora_dropout > 0
     recompute(networks.unet, setting.network, _is_unet_block, "network", dropout)
-    recompute(networks.codec, setting.decoder, _is_decoder_block, "decoder", False)
+    if config.model.size != "tiny":  # the tiny codec keeps nothing
+        recompute(networks.codec, setting.decoder, _is_decoder_block, "decoder", False)
     recompute(
         networks.discriminator.trunk, setting.discriminator, trunk.is_block, "discriminator", False
     )
