@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 
 from . import effects, names
-from .effects import HORIZONS, PHASES, TERMS
+from .effects import HORIZONS, PHASES, SIZES, TERMS
 
 # what a stage may change: weights, rates, how samples are cut and degraded; never structure
 STAGE_KEYS = (
@@ -36,6 +36,12 @@ def problems(config) -> list[str]:
         lines.append(
             f"every loss weight that {config.model.recipe} uses is 0: set one of "
             + ", ".join(f"loss.{term}" for term in terms)
+        )
+    sizes = SIZES[config.model.recipe]
+    if config.model.size not in sizes:
+        lines.append(
+            f"model.size {config.model.size} is no size of {config.model.recipe}: it can be "
+            + " or ".join(sizes)
         )
     lines += _stages(config)
     return lines + _ablation(config)

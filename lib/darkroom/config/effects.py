@@ -17,6 +17,13 @@ PHASES = {
     "flow_matching": ("velocity",),
     "image_to_svg": ("language_model",),
 }
+SIZES = {
+    "regression": ("tiny", "middle"),
+    "one_step_gan": ("tiny", "full"),
+    "conditional_diffusion": ("tiny", "full"),
+    "flow_matching": ("tiny", "full"),
+    "image_to_svg": ("tiny", "full"),
+}
 TERMS = {
     "regression": PIXEL_TERMS,
     "one_step_gan": (*PIXEL_TERMS, "gan"),
@@ -103,8 +110,11 @@ IDLE = (
     ),
     Idle(
         ("model.base", "model.lora_*", "model.trunk", "model.trunk_weights", "model.model_t"),
-        lambda c: c.model.size == "tiny" and c.model.recipe in ("one_step_gan", "regression"),
-        lambda c: "model.size is tiny, a small network trained whole from random weights",
+        lambda c: (
+            c.model.recipe == "regression"
+            or (c.model.size == "tiny" and c.model.recipe == "one_step_gan")
+        ),
+        lambda c: f"model.size is {c.model.size}, a network trained whole from random weights",
     ),
     Idle(
         ("model.condition_channels", "model.width", "model.depth", "model.heads", "model.kv_heads"),

@@ -98,8 +98,8 @@ class Model(Section):
         "regression", "one_step_gan", "conditional_diffusion", "flow_matching", "image_to_svg"
     ] = "regression"
     """The family."""
-    size: Literal["tiny", "full"] = "tiny"
-    """A named size."""
+    size: Literal["tiny", "middle", "full"] = "tiny"
+    """A named size: tiny (minutes on a CPU), middle (from scratch on a card), full (published)."""
     base: str | None = None
     """Folder (below `paths.models`) or hub id of the base weights; null: random weights."""
     init_from: str | None = None

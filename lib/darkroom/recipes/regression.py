@@ -6,9 +6,13 @@ import torch
 from torch import nn
 
 from ..batch import Batch, Sample
-from ..networks.tiny import PixelUnshuffleCodec, TinyUNet
+from ..networks.recompute import recompute
+from ..networks.restorer import GatedBlock, Restorer
+from ..networks.tiny import PixelUnshuffleCodec, ResidualBlock, TinyUNet
 from .pixel_losses import IMAGE_TERMS, image_terms, weights_of
 from .protocol import Losses, Phase, Restored, trainable
+
+SIZES = {"tiny": TinyUNet, "middle": Restorer}
 
 
 class Regression:
@@ -18,7 +22,8 @@ class Regression:
 
     def __init__(self, config) -> None:
         self.codec = PixelUnshuffleCodec()
-        self.network: nn.Module = TinyUNet(self.codec)
+        self.network: nn.Module = SIZES[config.model.size](self.codec)
+        recompute(self.network, config.train.checkpointing.network, _is_block, "network", False)
         self.modules = {"network": self.network}
         self.multiple = self.codec.factor * self.network.multiple
         self._parameters = trainable(self.network, "network")
@@ -43,3 +48,7 @@ class Regression:
     def restore(self, batch: Batch, *, seed: int, num_steps: int | None = None) -> Restored:
         self.network.eval()
         return Restored(self._forward(batch.lq).float().clamp(0, 1))
+
+
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(module, (ResidualBlock, GatedBlock))
