@@ -18,11 +18,11 @@ TIERS = (
     "recipes optim schedule",
     "step",
     "precision selection rhythm interrupts feed run preview progress baseline",
-    "validate inference checkpoint",
+    "validate inference checkpoint exchange",
     "plan",
     "preflight rerun state turn",
     "trainer",
-    "train restore serve ablation",
+    "train restore export serve ablation",
     "report",
 )
 TIER = {unit: number for number, row in enumerate(TIERS) for unit in row.split()}

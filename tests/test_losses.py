@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from darkroom import losses, metrics, perceptual
+from darkroom import autocast, losses, metrics, perceptual
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 PIXEL_AND_SSIM = ("l2", "l1", "charbonnier", "ssim")

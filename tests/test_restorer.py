@@ -6,9 +6,11 @@ import pytest
 import torch
 from darkroom import batch, recipes, step
 from darkroom.config import ConfigError, load_config
-from darkroom.networks.restorer import Restorer
+from darkroom.networks.restorer import ChannelNorm, Restorer
 from darkroom.networks.tiny import PixelUnshuffleCodec
 from darkroom.plan.memory import build_on_meta
+from darkroom.tiling import restore_native
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def config(**more):
@@ -44,12 +46,78 @@ def test_the_first_output_is_the_untouched_input():
     assert (restored - given.lq).abs().max() < 1e-6
 
 
-def test_a_gradient_reaches_every_parameter_once_the_branches_are_open():
-    network = small()
+def test_its_forward_costs_what_its_docstring_says():
+    network = build_on_meta(config()).network
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, 12, 128, 128, device="meta"))  # 256 x 256 pixels
+    assert round(counter.get_total_flops() / 1e9) == 24
+    assert "23.7 million parameters, 24 GFLOP forward at 256 x 256" in Restorer.__doc__
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 23.7
+
+
+def opened(network, noise=0.05):
+    """Move a network off the identity, so that its branches count."""
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    z = torch.rand(2, 12, 16, 24, generator=generator) * 2 - 1
+        parameter.data += noise * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def test_its_norms_keep_their_precision_under_bf16():
+    norm = ChannelNorm(64)
+    generator = torch.Generator().manual_seed(0)
+    # a large mean beside a small spread: sums in bf16 would lose the spread
+    x = (100 + torch.randn(1, 64, 8, 8, generator=generator)).bfloat16()
+    exact = norm(x.double().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    assert (found.float() - exact).abs().max() <= 2**-7 * exact.abs().max()
+
+
+def test_bf16_moves_the_restored_image_by_no_more_than_its_rounding():
+    network, codec = opened(small()), PixelUnshuffleCodec()
+    z = codec.encode(pictures().lq)
+    with torch.no_grad():
+        exact = network(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(z)
+    moved = (exact - z).abs().mean()
+    assert moved > 0.05
+    assert (found.float() - exact).abs().mean() < 0.05 * moved
+
+
+def test_any_size_of_image_is_restored_whole():
+    recipe = recipes.build(config())
+    given = pictures(1, side=48)
+    given.lq = given.lq[:, :, :37, :45]
+    settings = config().restore
+
+    def restore(batch):
+        return recipe.restore(batch, seed=0).image
+
+    image = restore_native(restore, given, recipe.multiple, settings, recipe.multiple * 8, 1)
+    assert image.shape == given.lq.shape
+    assert (image - given.lq).abs().max() < 1e-5
+
+
+def test_it_learns_to_undo_a_darkening():
+    network, codec = small(), PixelUnshuffleCodec()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    found = []
+    for _ in range(40):
+        given = pictures()
+        image = codec.decode(network(codec.encode(given.lq)))
+        loss = (image - given.gt).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < 0.05 * found[0]
+
+
+def test_a_gradient_reaches_every_parameter_once_the_branches_are_open():
+    network = opened(small())
+    z = torch.rand(2, 12, 16, 24, generator=torch.Generator().manual_seed(2)) * 2 - 1
     network(z).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
 

@@ -381,3 +381,15 @@ def test_hours_become_a_horizon_once_and_are_replayed(root):
     straight = {"train.steps": first.step, "validation.every": None}
     job = small_runs.sections(root, **straight) | {"run": "steps"}
     same_result(first.run_dir, trainer.train(load_config(**job)).run_dir)
+
+
+def test_a_run_that_never_began_takes_a_corrected_config(tmp_path):
+    small_runs.write_pictures(tmp_path / "pictures")
+    wrong = load_config(**small_runs.sections(tmp_path, **{"data.crop_size": 480}))
+    with pytest.raises(ValueError, match="data.crop_size 480 is larger"):
+        trainer.train(wrong)
+    right = load_config(**small_runs.sections(tmp_path, **{"train.steps": 2}))
+    assert trainer.train(right).status == "completed"
+    assert "never begun" in (right.run_dir / "train.log").read_text()
+    with pytest.raises(RunMismatch):  # from now on there is something to lose
+        trainer.train(wrong)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from . import exchange
 from .paths import flush
 
 FORMAT = 1
@@ -209,25 +210,23 @@ def load_weights(recipe, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def start_from(recipe, config) -> str:
-    """Load `model.init_from` (a run's name or folder, or a .safetensors file); returns which.
+    """Load `model.init_from` (a run's name or folder, or a weight file); returns what was taken.
 
-    A run gives its EMA weights of the checkpoint `best`, else `latest`.
+    A run gives its EMA weights of the checkpoint `best`, else `latest`; a file (`exchange`) fills
+    the restoring network alone. Raises FileNotFoundError, ValueError or CheckpointError.
     """
-    source = Path(config.model.init_from)
-    if source.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        if not source.is_file():
-            raise FileNotFoundError(f"model.init_from: there is no file {source.resolve()}")
-        load_weights(recipe, load_file(source))
-        return str(source)
-    run_dir = source if source.is_dir() else Path(config.paths.runs) / config.model.init_from
-    if not run_dir.is_dir():
-        raise FileNotFoundError(
-            f"model.init_from {config.model.init_from!r} is neither a .safetensors file nor a run: "
-            f"there is no folder {run_dir}"
-        )
-    name = "best" if linked(run_dir, "best") is not None else "latest"
-    saved = read_named(run_dir, name)
+    source = exchange.find_source(config)
+    if source.is_file():
+        tensors = exchange.read_tensors(source)
+        network = exchange.of_network(tensors)
+        if not exchange.is_own(tensors):  # others mean alpha = rank
+            network = exchange.rescaled(network, 1 / exchange.scale(config.model))
+        taken = exchange.fill(recipe.network, network, config.model, source)
+        fresh = "; the discriminator starts fresh" if "discriminator" in recipe.modules else ""
+        return f"{source} ({taken}{fresh})"
+    name = "best" if linked(source, "best") is not None else "latest"
+    saved = read_named(source, name)
+    weights = exchange.of_network(saved.tensors["weights"])
+    exchange.check_adapter(weights, config.model, f"the run {source}")
     taken = load_network(recipe, saved)
-    return f"{run_dir} ({name}, step {saved.step}, {taken})"
+    return f"{source} ({name}, step {saved.step}, {taken})"

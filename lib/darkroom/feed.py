@@ -28,9 +28,7 @@ class Feed:
         self.positions: dict[str, int] = {}
         self.micro: dict[str, int] = {}
         self.batches: Generator[data.Batch] | None = None
-        self.kept: list[
-            data.Batch
-        ] = []  # batches that another phase takes, too
+        self.kept: list[data.Batch] = []  # batches that another phase takes, too
         self.use(config)
 
     def use(self, config) -> None:

@@ -1,4 +1,8 @@
-"""Optimizers whose state is kept by parameter name, and the moving average of weights."""
+"""Optimizers whose state is kept by parameter name, and the moving average of weights.
+
+Moments in 8 bit are bitsandbytes': it runs on a CPU, too, where a killed run continues bit for bit.
+It takes no fake tensors, so the memory planner counts these moments instead of tracing them.
+"""
 
 from __future__ import annotations
 
@@ -66,13 +70,13 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, phase, state: dict) -> 
         if name not in phase.parameters:
             continue
         parameter = phase.parameters[name]
-        # scalars ("step") stay where the optimizer keeps them, on the CPU
         if value.ndim == 0 and not value.is_floating_point():
             value = int(value)  # bitsandbytes counts in plain integers
         elif value.shape == parameter.shape:  # moments lie in memory as their parameter does
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        else:
-            value = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
+        else:  # a count of steps is read on the CPU, by a fused step on the parameter's device
+            on_cpu = value.ndim == 0 and not optimizer.defaults.get("fused")
+            value = value.to("cpu" if on_cpu else parameter.device, copy=True)
         optimizer.state[parameter][key] = value
 
 

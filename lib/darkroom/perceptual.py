@@ -79,6 +79,13 @@ def lpips_heads() -> WeightFile:
     return checked(path, hash_in_name(LPIPS_HEADS))
 
 
+def require(use: str, heads: bool) -> None:
+    """Raise WeightsMissing unless the VGG16 file, and LPIPS' heads where wanted, are here."""
+    hub_file(VGG16_FILE).require(use)
+    if heads:
+        lpips_heads().require(use)
+
+
 class VGG16(nn.Module):
     """VGG16 up to relu5_3 (Simonyan and Zisserman 2015, arXiv 1409.1556), frozen.
 

@@ -26,9 +26,10 @@ def choose(config, device: torch.device) -> Precision:
     chosen = _chosen(config, device)
     if chosen.scaled and config.train.tail_micro_batch is not None:
         raise ValueError(
-            f"train.tail_micro_batch {config.train.tail_micro_batch} and fp16 ({chosen.reason}): the "
-            "tail takes its gradients before the loss is scaled, where they vanish in fp16. Take "
-            "train.precision bf16 or fp32, or train.tail_micro_batch null and a smaller micro_batch"
+            f"train.tail_micro_batch {config.train.tail_micro_batch} and fp16 ({chosen.reason}): "
+            "the tail takes its gradients before the loss is scaled, where they vanish in fp16. "
+            "Take train.precision bf16 or fp32, or train.tail_micro_batch null and a smaller "
+            "micro_batch"
         )
     return chosen
 

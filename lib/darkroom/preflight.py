@@ -34,13 +34,43 @@ def check_sizes(config, samples) -> None:
         )
 
 
+def check_weights(config) -> None:
+    """Raise ValueError naming every weight file that this run needs and does not find.
+
+    Nothing is read into memory. A base or a trunk may still have to come from the hub.
+    """
+    from . import perceptual
+    from .networks import stable_diffusion, trunk
+
+    model, checks = config.model, []
+    if model.recipe == "one_step_gan" and model.size == "full":
+        if model.base is not None:
+            checks.append(lambda: stable_diffusion.find(model.base, config.paths.models))
+        if model.trunk != "tiny":
+            checks.append(
+                lambda: trunk.locate(model.trunk, model.trunk_weights, config.paths.models)
+            )
+    stages = [s.changes for s in config.stages.values()]
+    for name in ("lpips", "vgg"):
+        if getattr(config.loss, name) or any(c.get(f"loss.{name}") for c in stages):
+            checks.append(lambda name=name: perceptual.require(f"loss.{name}", name == "lpips"))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("weights are missing:\n" + "\n".join(f"- {p}" for p in problems))
+
+
 def report(config, samples, recipe) -> list[tuple[str, str, str]]:
     """Return rows (what, value, reason) that notebook 03 shows before it starts."""
     import os
 
     import torch
 
-    from . import loader, precision
+    from . import loader, precision, tracking
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = precision.choose(config, device)
@@ -64,6 +94,12 @@ def report(config, samples, recipe) -> list[tuple[str, str, str]]:
         ),
         ("training images", str(len(samples)), f"crop {config.data.crop} {config.data.crop_size}"),
     ]
+    levers = [f"{k} {v}" for k, v in section.checkpointing if v != "off"]
+    if section.tail_micro_batch is not None:
+        levers.append(f"tail micro batch {section.tail_micro_batch}")
+    if levers:
+        rows.append(("memory levers", ", ".join(levers), "the same gradients from less memory"))
+    rows += [("tracker", c.tracker, c.detail) for c in tracking.check(config, network=False)]
     for phase in recipe.phases(config):
         count = sum(p.numel() for p in phase.parameters.values())
         terms = ", ".join(f"{k} {v:g}" for k, v in phase.weights.items() if v)

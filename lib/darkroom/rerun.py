@@ -17,7 +17,7 @@ def stopped_early(run_dir: Path, config, saved: int | None) -> tuple[str, str] |
 
 
 def mend_links(run_dir: Path, config, saved: int | None) -> None:
-    """Point `latest` and `best` where a kill between a save and its links left them behind."""
+    """Finish what a kill cut short after a save: the links `latest` and `best`, the pruning."""
     if saved is None:
         return
     checkpoint.link(run_dir, "latest", saved)
@@ -25,3 +25,4 @@ def mend_links(run_dir: Path, config, saved: int | None) -> None:
         best = selection.best_step(validate.read(run_dir, "training"), config)
         if best in checkpoint.steps(run_dir):
             checkpoint.link(run_dir, "best", best)
+    checkpoint.prune(run_dir, config.train.keep_last)

@@ -70,7 +70,10 @@ class RunDirectory:
         if self.document.exists():
             stored = json.loads(self.document.read_text())
             changes = difference(stored["config"], self.config)
-            if changes:
+            if changes and not self.begun() and write:
+                self.note(f"never begun, so the config may change: {'; '.join(changes)}")
+                (self.path / "index.parquet").unlink(missing_ok=True)
+            elif changes:
                 listing = "\n  ".join(changes)
                 raise RunMismatch(
                     f"{self.path} holds a run with another config:\n  {listing}\nSet these back to "
@@ -90,6 +93,13 @@ class RunDirectory:
             self.decisions.mend()
             write_atomically(self.document, json.dumps(document, indent=1).encode())
         return threads
+
+    def begun(self) -> bool:
+        """Tell whether there is a step, a decision or a checkpoint to lose."""
+        checkpoints = self.path / "checkpoints"
+        return bool(
+            self.made or self.rows.read() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+        )
 
     def rewind(self, step: int) -> None:
         """Drop rows and scores after `step`, which will be written again."""

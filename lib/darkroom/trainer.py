@@ -16,6 +16,7 @@ import torch
 from . import (
     autocast,
     checkpoint,
+    exchange,
     interrupts,
     precision,
     rerun,
@@ -25,7 +26,7 @@ from . import (
     validate,
 )
 from .paths import RunLock
-from .preflight import check_sizes
+from .preflight import check_sizes, check_weights
 from .preview import log_images, restored
 from .progress import Quiet
 from .rhythm import Rhythm
@@ -45,6 +46,7 @@ def train(config, progress=None) -> Result:
     """
     main = int(os.environ.get("RANK", "0")) == 0
     tracking.require(config, network=main)
+    exchange.check_start(config)  # a wrong file costs seconds here, minutes after the index
     run, trainer = RunDirectory(config), None
     with RunLock(run.path) if main else nullcontext(), interrupts.StopSignals() as signals:
         try:
@@ -86,6 +88,7 @@ class Trainer:
             torch.set_num_threads(run.open(torch.get_num_threads(), write=self.main))
             samples, self.validation_samples = run.samples("train"), run.samples("val")
         check_sizes(config, samples)
+        check_weights(config)
         self.state = TrainingState(
             config,
             samples,

@@ -177,10 +177,11 @@ def _idle_here(config) -> list[Idle]:
     rmsprop = tuple(
         f"optim.{n}.betas" for n, phase in config.optim.phases.items() if phase.name == "rmsprop"
     )
-    unfused = tuple(
+    ways = {"adamw": ("fused", "foreach", "loop"), "rmsprop": ("foreach", "loop"), "adamw8bit": ()}
+    no_way = tuple(
         f"optim.{n}.implementation"
         for n, phase in config.optim.phases.items()
-        if phase.name != "adamw" and phase.implementation == "fused"
+        if phase.implementation not in ("auto", *ways[phase.name])
     )
     set_ones = [n for n in HORIZONS if getattr(config.train, n) is not None]
     later = tuple(f"train.{n}" for n in set_ones[1:])
@@ -190,7 +191,7 @@ def _idle_here(config) -> list[Idle]:
             phases, always, lambda c: f"{_recipe(c)}, with the phases {', '.join(PHASES[recipe])}"
         ),
         Idle(rmsprop, always, lambda c: "rmsprop has no betas"),
-        Idle(unfused, always, lambda c: "only adamw has a fused step of its own"),
+        Idle(no_way, always, lambda c: "rmsprop has no fused step, adamw8bit only its own"),
         Idle(later, always, lambda c: f"train.{set_ones[0]} comes first"),
     ]
 

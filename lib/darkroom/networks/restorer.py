@@ -65,7 +65,7 @@ class Restorer(nn.Module):
     """A four-level U-Net on latents of the pixel-unshuffle codec that returns the restored latent.
 
     As in `tiny.TinyUNet` a tone curve corrects the whole image and the last layer gives every
-    latent value a gain and an offset. 23.7 million parameters, 24 GFLOP forward at 256 x 256 pixels.
+    latent value a gain and an offset. 23.7 million parameters, 24 GFLOP forward at 256 x 256.
     """
 
     def __init__(

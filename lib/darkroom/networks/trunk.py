@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import autocast
+from . import hub
 from .discriminator import TinyTrunk
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -81,11 +82,57 @@ def _settings(name: str, settings: dict | None) -> dict:
     return settings
 
 
+def locate(name: str, weights: str | None, models: Path) -> Path | None:
+    """Return the file of a trunk's weights; None where there are none or the hub will give them.
+
+    Raises ValueError for a trunk that open_clip does not know, and for weights that are neither a
+    file nor one of its tags.
+    """
+    from ..torchvision_ops import ensure_torchvision
+
+    ensure_torchvision()
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    _settings(name, get_model_config(name))
+    if weights is None:
+        return None
+    path = next((p for p in (Path(weights), Path(models) / weights) if p.is_file()), None)
+    if path is not None:
+        return path
+    tags = list_pretrained_tags_by_model(name)
+    if weights not in tags:
+        raise ValueError(
+            f"model.trunk_weights {weights!r} is neither a file nor a tag of {name}, whose tags "
+            f"are {', '.join(tags) or 'none'}; or {_place(models)}"
+        )
+    repository = get_pretrained_cfg(name, weights)["hf_hub"].rstrip("/")
+    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    if reason := hub.refusal(repository):
+        raise ValueError(
+            f"model.trunk_weights {weights!r} of {name} is not in the hub's cache and the hub did "
+            f"not give {repository} ({reason}); {_place(models)}"
+        )
+    return None
+
+
+def _place(models: Path) -> str:
+    return (
+        f"put its open_clip_model.safetensors below {Path(models).absolute()} and write the file's "
+        "path there in model.trunk_weights; null takes random weights"
+    )
+
+
 def _visual_weights(name: str, weights: str, models: Path) -> dict[str, torch.Tensor]:
     """Return the visual tower's tensors of an open_clip checkpoint: a file, or a hub tag."""
-    path = next((p for p in (Path(weights), Path(models) / weights) if p.is_file()), None)
+    from open_clip import download_pretrained, get_pretrained_cfg
+
+    path = locate(name, weights, models)
     if path is None:
-        path = _downloaded(name, weights, models)
+        path = Path(download_pretrained(get_pretrained_cfg(name, weights)))
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -101,29 +148,6 @@ def _visual_weights(name: str, weights: str, models: Path) -> dict[str, torch.Te
             f"of open_clip's {name}; the first names are {', '.join(list(state)[:3])}"
         )
     return visual
-
-
-def _downloaded(name: str, tag: str, models: Path) -> Path:
-    from open_clip import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
-
-    tags = list_pretrained_tags_by_model(name)
-    place = (
-        f"put its open_clip_model.safetensors below {Path(models).absolute()} and write the file's "
-        "path there in model.trunk_weights; null takes random weights"
-    )
-    if tag not in tags:
-        raise ValueError(
-            f"model.trunk_weights {tag!r} is neither a file nor a tag of {name}, whose tags are "
-            f"{', '.join(tags) or 'none'}; or {place}"
-        )
-    try:
-        return Path(download_pretrained(get_pretrained_cfg(name, tag)))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"model.trunk_weights {tag!r} of {name} is not in the hub's cache and could not be "
-            f"downloaded ({type(error).__name__}: {reason}); {place}"
-        ) from None
 
 
 def build(model, models: Path) -> nn.Module:

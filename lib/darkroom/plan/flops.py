@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 
-from .memory import build_on_meta
+from .shapes import build_on_meta
 
 
 def count(config) -> dict[str, float]:
