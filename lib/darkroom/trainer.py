@@ -46,7 +46,8 @@ def train(config, progress=None) -> Result:
     """
     main = int(os.environ.get("RANK", "0")) == 0
     tracking.require(config, network=main)
-    exchange.check_start(config)  # a wrong file costs seconds here, minutes after the index
+    exchange.check_start(config)
+    check_weights(config)
     run, trainer = RunDirectory(config), None
     with RunLock(run.path) if main else nullcontext(), interrupts.StopSignals() as signals:
         try:
@@ -88,7 +89,6 @@ class Trainer:
             torch.set_num_threads(run.open(torch.get_num_threads(), write=self.main))
             samples, self.validation_samples = run.samples("train"), run.samples("val")
         check_sizes(config, samples)
-        check_weights(config)
         self.state = TrainingState(
             config,
             samples,

@@ -29,9 +29,9 @@ def preflight(config) -> Table:
     from ..plan.memory import build_on_meta
     from ..preflight import check_sizes, check_weights, report
 
+    check_weights(config)
     samples = _samples(config)
     check_sizes(config, samples)
-    check_weights(config)
     rows = list(report(config, samples, build_on_meta(config)))
     steps, reason = horizon(config, len(samples))
     seen = f"; {steps * config.train.effective_batch:,} images seen" if steps else ""
