@@ -231,7 +231,7 @@ def test_a_killed_command_goes_on_where_it_stopped(trained, tmp_path):
 
 
 def test_an_interrupt_leaves_whole_files_and_says_so(trained, tmp_path):
-    source, out = write_pictures(tmp_path / "in", count=60, size=160), tmp_path / "out"
+    source, out = write_pictures(tmp_path / "in", count=60, size=320), tmp_path / "out"
     process = subprocess.Popen(
         command(trained, source, out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -244,7 +244,7 @@ def test_an_interrupt_leaves_whole_files_and_says_so(trained, tmp_path):
     assert errors.strip().endswith("run it again to go on") and "Traceback" not in errors
     assert 2 <= len(files(out)) < 60
     for path in out.glob("*.png"):
-        assert read_image(path).shape == (160, 160, 3)
+        assert read_image(path).shape == (320, 320, 3)
 
 
 def test_the_command_names_what_failed_and_takes_overrides(trained, pictures, tmp_path):

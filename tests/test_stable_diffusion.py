@@ -161,7 +161,7 @@ def test_every_distinct_prompt_is_encoded_once_and_the_encoder_is_let_go(folder,
 
 
 def test_frozen_networks_take_the_precision_and_trained_weights_stay_float32(folder):
-    recipe = recipes.build(small(folder, **{"model.trunk": "convnext_tiny"}))
+    recipe = recipes.build(small(folder, **{"model.trunk": "convnext_tiny", "data.crop_size": 64}))
     recipes.place(recipe, torch.device("cpu"), torch.bfloat16)
     kinds = {(p.requires_grad, p.dtype) for m in recipe.modules.values() for p in m.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
@@ -210,13 +210,21 @@ def test_a_model_folder_is_planned_from_its_configs_without_its_weights(folder, 
     [
         ({"model.base": "no/such/folder"}, "there is no folder .*sd2-community"),
         ({"model.base": "someone/nothing"}, "hub's cache does not hold it.*sd2-community"),
-        ({"model.trunk": "convnext_huge"}, "no ConvNeXt that open_clip knows.*convnext_xxlarge"),
-        ({"model.trunk": "ViT-B-32"}, "no ConvNeXt that open_clip knows"),
         (
-            {"model.trunk": "convnext_tiny", "model.trunk_weights": "laion2b"},
+            {"model.trunk": "convnext_huge", "data.crop_size": 64},
+            "no ConvNeXt that open_clip knows.*convnext_xxlarge",
+        ),
+        ({"model.trunk": "ViT-B-32", "data.crop_size": 64}, "no ConvNeXt that open_clip knows"),
+        (
+            {
+                "model.trunk": "convnext_tiny",
+                "model.trunk_weights": "laion2b",
+                "data.crop_size": 64,
+            },
             "neither a file nor a tag of convnext_tiny",
         ),
         ({"model.lora_modules": ["nothing"]}, "match no linear or convolution layer"),
+        ({"model.trunk": "convnext_tiny"}, "data.crop_size 32 is too small.*at least 64"),
         ({"data.crop_size": 31}, "data.crop_size 31 is not a multiple of 4.*28 or 32"),
         ({"train.checkpointing.network": ["nothing"]}, "no module of this network is called"),
     ],
