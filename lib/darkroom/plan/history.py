@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .phase_names import FIRST
 from .trace import Trace
 
 BIRTH, DEATH = 1, -1  # any other kind moves a storage to another category
@@ -31,18 +32,16 @@ def alive(events: np.ndarray, at: int) -> tuple[dict, set[int], dict[int, int]]:
 
 def by_category(traced: Trace) -> np.ndarray:
     """Return the bytes alive after each event by category, (n, categories)."""
-    changes = np.zeros((len(traced.events), len(traced.categories)), np.int64)
-    known: dict[int, tuple[int, int]] = {}  # number -> category, bytes
-    for n, (kind, number, size, category, _, _) in enumerate(traced.events.tolist()):
-        if kind == BIRTH:
-            known[number] = category, size
-            changes[n, category] += size
-            continue
-        before, size = known[number]
-        changes[n, before] -= size
-        if kind != DEATH:
-            known[number] = category, size
-            changes[n, category] += size
+    events, rows = traced.events, np.arange(len(traced.events))
+    order = np.lexsort((rows, events[:, 1]))  # the life of one storage after the other
+    kind, number, size, category = events[order, :4].T
+    begins = np.r_[True, number[1:] != number[:-1]] if len(number) else np.zeros(0, bool)
+    size = size[np.maximum.accumulate(np.where(begins, rows, 0))]  # that of its birth
+    changes = np.zeros((len(events), len(traced.categories)), np.int64)
+    later = np.flatnonzero(~begins)
+    np.add.at(changes, (order[later], category[later - 1]), -size[later])
+    present = np.flatnonzero(kind != DEATH)
+    np.add.at(changes, (order[present], category[present]), size[present])
     return np.cumsum(changes, axis=0)
 
 
@@ -60,9 +59,9 @@ def requests(traced: Trace) -> list[tuple[int, int]]:
     copy of its phase's, so that states are born among the blocks which that leaves behind.
     """
     first = {
-        traced.phases.index(f"{name}: first optimizer step"): traced.phases.index(name)
+        traced.phases.index(name + FIRST): traced.phases.index(name)
         for name in traced.turns
-        if f"{name}: first optimizer step" in traced.phases
+        if name + FIRST in traced.phases
     }
     events = traced.events[traced.events[:, 0] != 0]
     turns = {turn: events[events[:, 5] == turn][:, :3].tolist() for turn in first.values()}

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from . import allocator, history
+from . import allocator, cache, history
 from .shapes import build_on_meta
 from .trace import PlanError, Trace, Worker
 
@@ -115,6 +115,7 @@ def trace(
     validation_size: tuple[int, int] | None = None,
     cpu_kernels: bool | None = None,
     worker: Worker | None = None,
+    keep: bool = False,
 ) -> Plan:
     """Rehearse the run's steps on fake tensors and return its Plan; no GPU, no weights.
 
@@ -122,23 +123,29 @@ def trace(
     fp16 or fp32 stands for the config's own; auto is bf16 on the accelerator and fp32 on the CPU.
     `validation_size` is the (height, width) of restored pictures, by default the largest that the
     config restores in one piece. `cpu_kernels` counts what oneDNN's convolutions allocate inside
-    themselves, by default on the CPU only. A `worker` is kept for further traces. Raises ValueError
-    where the config is refused and PlanError where a run cannot be traced.
+    themselves, by default on the CPU only. A `worker` is kept for further traces. With
+    `keep` the trace is kept below `<paths.runs>/.plan-cache`, and taken from there. Raises
+    ValueError where the config is refused and PlanError where a run cannot be traced.
     """
     if device not in ("accelerator", "cpu"):
         raise ValueError(f"device is {device!r}: it can be 'accelerator' or 'cpu'")
     wanted = precision or config.train.precision
     if wanted == "auto":
         wanted = "fp32" if device == "cpu" else "bf16"
+    if cpu_kernels is None:
+        cpu_kernels = device == "cpu"
+    options = {"validation_size": validation_size, "cpu_kernels": cpu_kernels}
+    name = cache.key(config, kind="trace", device=device, precision=wanted, **options)
+    if keep and (kept := cache.kept(config, name)) is not None:
+        return _plan(config, device, wanted, kept)
     own = worker or Worker()
     try:
-        if cpu_kernels is None:
-            cpu_kernels = device == "cpu"
-        options = {"validation_size": validation_size, "cpu_kernels": cpu_kernels}
         traced = own.trace(config, device, wanted, options)
     finally:
         if worker is None:
             own.close()
+    if keep:
+        cache.keep(config, name, traced)
     return _plan(config, device, wanted, traced)
 
 

@@ -17,6 +17,7 @@ from ..preview import NUM_PREVIEWS
 from ..recipes.protocol import buffers, grad_norm_modules
 from ..tiling import AUTO_TILE, GPU_TILES, restore_native
 from .fakes import EightBit, Mode, to_device
+from .phase_names import BETWEEN, FIRST, LATER, NORMS, OPTIMIZER
 from .shapes import build_on_meta
 from .tracker import Tracker
 
@@ -28,7 +29,8 @@ class Rehearsal:
 
     `options`: `validation_size` (height, width) of a picture that is restored, by default the
     largest that the config restores in one piece; `cpu_kernels`, whether a CPU's kernels are
-    followed.
+    followed; `only`, the parts to rehearse: phases by name and "between" (pictures, validation), by
+    default all.
     """
 
     def __init__(self, config, device: torch.device, dtype: torch.dtype, options: dict) -> None:
@@ -50,6 +52,10 @@ class Rehearsal:
         }
         self.tensors = [(f"{n}.{k}", t) for n, m in networks.items() for k, t in parameters(m)]
         self.tracker = Tracker(device.type, networks, bool(options.get("cpu_kernels")))
+        self.only = options.get("only")
+        self.accumulation = config.train.effective_batch // (
+            config.train.micro_batch or config.train.effective_batch
+        )
         self.validation_size = tuple(options.get("validation_size") or self._largest())
 
     def run(self) -> Tracker:
@@ -64,7 +70,10 @@ class Rehearsal:
                 for phase in phases:
                     self._first(stage, phase)
                 for phase in phases:
-                    self._turn(stage, phase, phases)
+                    if self._wanted(phase.name):
+                        self._turn(stage, phase, phases)
+            if not self._wanted(BETWEEN):
+                return self.tracker
             if self.config.train.image_every:
                 side = self.config.data.crop_size
                 self._restore("images", NUM_PREVIEWS, (side, side), tiled=False)
@@ -72,14 +81,16 @@ class Rehearsal:
                 self._restore("validation", 1, self.validation_size, tiled=True)
         return self.tracker
 
+    def _wanted(self, part: str) -> bool:
+        return self.only is None or part in self.only
+
     def tflop(self) -> dict[str, float]:
         """Return the operations of a whole turn, by phase; a multiply-add is two."""
-        train, found = self.config.train, {}
-        count = train.effective_batch // (train.micro_batch or train.effective_batch)
-        for phase, flops in self.tracker.flops.items():
-            turn = phase in self.turns
-            found[phase] = flops * (count / min(2, count) if turn else 1) / 1e12
-        return found
+        flops = {phase: count / 1e12 for phase, count in self.tracker.flops.items()}
+        for turn in self.turns:
+            later = flops.pop(turn + LATER, 0)
+            flops[turn] = flops.get(turn, 0) + (self.accumulation - 1) * later
+        return flops
 
     # --- before the first step ------------------------------------------------------------------
 
@@ -136,7 +147,7 @@ class Rehearsal:
             parameter.register_post_accumulate_grad_hook(
                 lambda p: self.tracker.relabel([p.grad], "gradients")
             )
-        with self.tracker.phase(f"{phase.name}: first optimizer step"):
+        with self.tracker.phase(phase.name + FIRST):
             with self.tracker.category("gradients"):
                 for parameter in phase.parameters.values():
                     parameter.grad = torch.empty_like(parameter)
@@ -170,7 +181,7 @@ class Rehearsal:
                 effective_batch=train.effective_batch,
                 dtype=self.dtype,
             )
-        with tracker.phase(f"{phase.name}: optimizer"), tracker.category("optimizer"):
+        with tracker.phase(phase.name + OPTIMIZER), tracker.category("optimizer"):
             norm = step.gradient_norm(phase)
             ema = _Labelled(self.ema, tracker) if first and self.ema is not None else None
             step.apply(
@@ -186,12 +197,14 @@ class Rehearsal:
             batch = self._batch(micro, (stage.data.crop_size,) * 2, n * micro)
             if norms:
                 parameters = grad_norm_modules(self.recipe, train.grad_norm_modules)
-                with self.tracker.phase(f"{phase.name}: norm of every term"):
+                with self.tracker.phase(phase.name + NORMS):
                     found = step.term_gradient_norms(
                         self.recipe, phase, batch, parameters, self.dtype
                     )
                 del found
                 norms = False
+            if n:
+                self.tracker.enter(phase.name + LATER)
             yield batch
 
     def _batch(self, count: int, size: tuple[int, int], start: int = 0) -> Batch:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 COLUMNS = ("kind", "number", "bytes", "category", "path", "phase")
+ARITHMETIC = ("bf16", "fp16", "tf32", "fp32")
 
 
 class PlanError(RuntimeError):
@@ -29,14 +30,19 @@ class PlanError(RuntimeError):
 class Trace:
     """What happened on the device: events (n, 6) int64 in COLUMNS, names they index, operations.
 
-    `tflop` is a turn's, by phase; `seconds` those of building and rehearsing.
+    `kernels` is (k, 5) int64: phase, index in ARITHMETIC, operations, bytes read and written, and
+    how many kernels are like that. Of `accumulation` micro batches of a turn two are rehearsed, the
+    second as "<phase>: accumulating". `tflop` is a turn's, by phase; `seconds` those of building
+    and rehearsing.
     """
 
     events: np.ndarray
+    kernels: np.ndarray
     categories: list[str]
     paths: list[str]
     phases: list[str]
     turns: list[str]
+    accumulation: int
     tflop: dict[str, float]
     seconds: float
 
@@ -95,8 +101,8 @@ class Worker:
                     "this run cannot be traced on tensors without storage; where it stopped:\n"
                     + answer["error"]
                 )
-            events = np.load(path)["events"]
-        return Trace(events=events, **answer)
+            with np.load(path) as arrays:
+                return Trace(events=arrays["events"], kernels=arrays["kernels"], **answer)
 
 
 def main() -> None:
@@ -124,12 +130,18 @@ def _answer(request: dict) -> dict:
     device = fake.cpu() if request["device"] == "cpu" else fake.accelerator()
     rehearsal = Rehearsal(config, device, DTYPES[request["precision"]], request["options"])
     tracker = rehearsal.run()
-    np.savez(request["path"], events=np.array(tracker.events, np.int64))
+    kernels = [
+        (phase, ARITHMETIC.index(kind), flops, moved, count)
+        for (phase, kind, flops, moved), count in tracker.kernels.items()
+    ]
+    events = np.array(tracker.events, np.int64)
+    np.savez(request["path"], events=events, kernels=np.array(kernels, np.int64).reshape(-1, 5))
     return {
         "categories": tracker.categories,
         "paths": tracker.paths,
         "phases": tracker.phases,
         "turns": rehearsal.turns,
+        "accumulation": rehearsal.accumulation,
         "tflop": rehearsal.tflop(),
         "seconds": time.perf_counter() - started,
     }

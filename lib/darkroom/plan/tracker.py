@@ -23,6 +23,14 @@ BIRTH, MOVE, DEATH = 1, 0, -1
 OUTSIDE = "losses"  # part of what is computed by no module of the recipe
 
 
+def arithmetic(func, args: tuple) -> str:
+    """Return what an operator computes in: bf16, fp16, tf32 (a float32 convolution) or fp32."""
+    dtype = next((a.dtype for a in args if isinstance(a, torch.Tensor)), torch.float32)
+    if dtype in (torch.bfloat16, torch.float16):
+        return "bf16" if dtype is torch.bfloat16 else "fp16"
+    return "tf32" if func.__name__.startswith("convolution") else "fp32"
+
+
 class Tracker(TorchDispatchMode):
     """Record allocations on devices of one type while active.
 
@@ -42,6 +50,8 @@ class Tracker(TorchDispatchMode):
         self.paths: list[str] = [""]
         self.phases: list[str] = ["between"]
         self.flops: dict[str, int] = {}
+        # (phase, what is computed with, operations, bytes) -> kernels like that
+        self.kernels: dict[tuple[int, str, int, int], int] = {}
         self._alive: dict[int, tuple[int, weakref.ref]] = {}  # address -> (number, reference)
         self._count = 0
         self._numbers: dict[str, dict[str, int]] = {
@@ -79,6 +89,10 @@ class Tracker(TorchDispatchMode):
             yield
         finally:
             self._phase = before
+
+    def enter(self, name: str) -> None:
+        """Book the rest of the enclosing `phase` under another name."""
+        self._phase = self._number("phases", name)
 
     @contextlib.contextmanager
     def category(self, name: str):
@@ -134,12 +148,22 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        count = flop_registry.get(packet)
+        flops, count = 0, flop_registry.get(func._overloadpacket)
         if count is not None:
             phase = self.phases[self._phase]
             flops = count(*args, **(kwargs or {}), out_val=out)
             self.flops[phase] = self.flops.get(phase, 0) + flops
+        before = self._count
+        self._follow(func, args, out)
+        if flops or self._count > before or func._schema.is_mutable:  # else a view
+            moved = self._moved(args) + self._moved((out,))
+            if moved:
+                kernel = (self._phase, arithmetic(func, args), flops, moved)
+                self.kernels[kernel] = self.kernels.get(kernel, 0) + 1
+        return out
+
+    def _follow(self, func, args, out) -> None:
+        """Book the storages that an operator made."""
         if self.workspaces:
             self._work(onednn(func, args), out)
         if isinstance(out, torch.Tensor):
@@ -148,7 +172,17 @@ class Tracker(TorchDispatchMode):
             for one in out:
                 if isinstance(one, torch.Tensor):
                     self._see(one)
-        return out
+
+    def _moved(self, values: Iterable) -> int:
+        """Return the bytes of the tensors on the device, lists of tensors included."""
+        total = 0
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                if value.device.type == self.device_type:
+                    total += value.numel() * value.element_size()
+            elif isinstance(value, (list, tuple)):
+                total += self._moved(value)
+        return total
 
     def _work(self, steps: list[tuple[str, int]], out) -> None:
         """Book what a kernel takes and gives back between its results."""

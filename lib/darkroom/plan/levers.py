@@ -1,0 +1,109 @@
+"""What can be turned on a run to make it smaller, and what each turn costs.
+
+None of these changes what is learned beyond rounding, but for `adamw8bit`, whose moments are
+coarser, and what a caller adds. The effective batch is never touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..config.effects import PHASES
+
+TAILS = (None, 1, 2)  # samples decoded and judged at once
+CHECKPOINTING = ("network", "decoder", "discriminator")
+WORDS = {
+    "train.micro_batch": "micro batch {}",
+    "train.checkpointing.network": "network recomputed",
+    "train.checkpointing.decoder": "decoder recomputed",
+    "train.checkpointing.discriminator": "discriminator recomputed",
+    "train.tail_micro_batch": "tail {} at a time",
+    "train.ema_device": "average in the computer's memory",
+    "train.grad_norm_every": "no norms of terms",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values of every lever: `structure` decides which tensors there are, the rest is arithmetic.
+
+    `structure` and `also` are (dotted key, value) pairs; `eight_bit` is the optimizer's moments.
+    """
+
+    structure: tuple[tuple[str, object], ...]
+    micro: int
+    average_on_cpu: bool
+    eight_bit: bool
+    norms: bool
+
+    def changes(self, config) -> dict[str, object]:
+        """Return the choice as dotted keys of the config."""
+        found = dict(self.structure) | {"train.micro_batch": self.micro}
+        if config.train.ema_decay:
+            found["train.ema_device"] = "cpu" if self.average_on_cpu else "auto"
+        if not self.norms:
+            found["train.grad_norm_every"] = None
+        for phase in PHASES[config.model.recipe]:
+            if self.eight_bit:
+                found[f"optim.{phase}.name"] = "adamw8bit"
+            found[f"optim.{phase}.implementation"] = "auto"
+        return found
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def structures(config, also: dict[str, list] | None = None) -> list[tuple]:
+    """Return every structure that the config's recipe can have; `also` adds keys and values."""
+    levers: dict[str, list] = {}
+    gan = config.model.recipe == "one_step_gan"
+    for part in CHECKPOINTING:
+        value = getattr(config.train.checkpointing, part)
+        there = part == "network" or (gan and (part != "decoder" or config.model.size != "tiny"))
+        if there:
+            listed = [value] if isinstance(value, list) else []
+            levers[f"train.checkpointing.{part}"] = ["off", "on", *map(tuple, listed)]
+    if gan:
+        levers["train.tail_micro_batch"] = list(TAILS)
+    levers |= also or {}
+    return [
+        tuple(zip(levers, values, strict=True)) for values in itertools.product(*levers.values())
+    ]
+
+
+def choices(config, also: dict[str, list] | None = None) -> Iterator[Choice]:
+    """Yield every choice with the config's effective batch."""
+    train = config.train
+    averages = (False, True) if train.ema_decay else (False,)
+    adam = all(config.optim.for_phase(p).name == "adamw" for p in PHASES[config.model.recipe])
+    moments = (False, True) if adam else (False,)
+    norms = (True, False) if train.grad_norm_every else (False,)
+    for structure in structures(config, also):
+        tail = dict(structure).get("train.tail_micro_batch")
+        for micro in divisors(train.effective_batch):
+            if tail is None or tail < micro:
+                for rest in itertools.product(averages, moments, norms):
+                    yield Choice(structure, micro, *rest)
+
+
+def describe(changes: dict[str, object], before: dict[str, object]) -> str:
+    """Return in words what differs between two choices' changes."""
+    said = []
+    for key, value in changes.items():
+        if value == before.get(key):
+            continue
+        if key.endswith(".implementation"):
+            continue
+        if key.endswith(".name"):
+            said.append(f"{key.split('.')[1]} {value}")
+        elif key in WORDS and value not in ("off", None, "auto"):
+            said.append(WORDS[key].format(value))
+        elif key == "train.grad_norm_every":
+            said.append(WORDS[key] if value is None else "norms of terms")
+        else:
+            said.append(f"{key} {value}")
+    return ", ".join(said)
