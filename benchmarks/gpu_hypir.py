@@ -14,13 +14,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 HERE = Path(__file__).resolve().parent
 CONFIGS, RESULTS = HERE / "gpu_hypir.json", HERE / "results"
-GIB = 2**30
 RANDOM_WEIGHTS = {"model.base": None, "model.trunk_weights": None}
 TAIL = {"train.tail_micro_batch": 1}
 ROWS = {  # name: params file and what differs from it
@@ -71,67 +69,20 @@ def plain(values: dict) -> SimpleNamespace:
 def measure(name: str, steps: int) -> dict:
     """Train `steps` steps of a row on the GPU, after two to warm up; returns its numbers."""
     import torch
-    from darkroom import losses, optim, perceptual, recipes, step
+    from darkroom.plan import verify
 
     config = plain(json.loads(CONFIGS.read_text())[name])
-    losses.lpips.build = lambda pretrained: perceptual.LPIPS(False)
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    with device:
-        recipe = recipes.build(config)
-    recipes.place(recipe, device, dtype, [config.data.prompt])
-    phases = recipe.phases(config)
-    optimizers = {p.name: optim.build(config.optim.for_phase(p.name), p) for p in phases}
-    where = None if config.train.ema_device == "auto" else torch.device(config.train.ema_device)
-    ema = optim.EMA(phases[0].parameters, config.train.ema_decay, where)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    count, micro = config.train.effective_batch, config.train.micro_batch
-    whole = random_batch(recipe, config, count)
-
-    def one_step() -> None:
-        for phase in phases:
-            recipe.begin(phase)
-            batches = (b.to(device) for b in whole.parts(micro))
-            step.accumulate(recipe, phase, batches, effective_batch=count, dtype=dtype)
-            norm = step.gradient_norm(phase)
-            average = ema if phase is phases[0] else None
-            lr, clip = phase.lr, config.train.clip
-            step.apply(phase, optimizers[phase.name], lr=lr, norm=norm, clip=clip, ema=average)
-
-    for _ in range(2):
-        one_step()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(steps):
-        one_step()
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / steps
+    found = verify.run_steps(config, steps)
     return {
         "config": name,
-        "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
-        "seconds_a_step": round(seconds, 3),
-        "samples_a_second": round(count / seconds, 3),
+        "allocated_gib": round(found["allocated_gib"], 2),
+        "reserved_gib": round(found["reserved_gib"], 2),
+        "context_gib": round(found["context_gib"], 2),
+        "seconds_a_step": round(found["seconds_a_step"], 3),
+        "samples_a_second": round(config.train.effective_batch / found["seconds_a_step"], 3),
         "allocator": os.environ.get("PYTORCH_ALLOC_CONF", "native"),
         "device": torch.cuda.get_device_name(),
     }
-
-
-def random_batch(recipe, config, count: int):
-    """Return a batch of random pictures, with the recipe's own draws, on the CPU."""
-    import torch
-    from darkroom.batch import Batch, Sample
-
-    side = config.data.crop_size
-    generator = torch.Generator().manual_seed(0)
-    lq, gt = torch.rand(2, count, 3, side, side, generator=generator)
-    draws = [
-        recipe.draw(Sample(a, b, "", "Blur", "", n), generator)
-        for n, (a, b) in enumerate(zip(lq, gt, strict=True))
-    ]
-    stacked = {k: torch.stack([d[k] for d in draws]) for k in draws[0]}
-    names, prompts = [""] * count, [config.data.prompt] * count
-    return Batch(lq, gt, prompts, names, names, list(range(count)), stacked)
 
 
 def write(rows: list[dict]) -> Path:

@@ -232,7 +232,6 @@ def test_what_is_not_there_yet_is_refused_with_what_works_instead(root, row):
         "data.source": "icons",
         "degradation.kind": "document",
         "model.recipe": "flow_matching",
-        "budget.gpu": "A100",
         "ablation.executor": "ray",
     }
     key, value = (

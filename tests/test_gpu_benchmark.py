@@ -28,6 +28,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing():
 
 def test_a_plain_config_builds_the_same_recipe_as_the_typed_one():
     from darkroom import load_config, recipes
+    from darkroom.plan import verify
 
     config = load_config(base="tiny", run="tiny")
     plain = gpu_hypir.plain(config.to_dict())
@@ -35,7 +36,7 @@ def test_a_plain_config_builds_the_same_recipe_as_the_typed_one():
     assert [p.name for p in ours.phases(plain)] == [p.name for p in theirs.phases(config)]
     for a, b in zip(ours.network.parameters(), theirs.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    batch = gpu_hypir.random_batch(ours, config, 2)
+    batch = verify.random_batch(ours, config, 2)
     phase = ours.phases(plain)[0]
     ours.begin(phase)
     assert all(t.isfinite().all() for t in ours.losses(batch, phase).terms.values())

@@ -8,12 +8,18 @@ import small_runs
 import small_sd
 from darkroom.config import load_config
 from darkroom.plan import cache, fit, gpus, law, laws, levers, memory, pool, roofline
+from darkroom.plan.phase_names import LATER
 from darkroom.plan.trace import Trace
 from darkroom.report import planner
 
 GIB = 2**30
 CARD = gpus.card("A100-40G")
-SMALL = {"data.crop_size": 96, "train.image_every": 5, "train.grad_norm_every": 1}
+SMALL = {
+    "data.crop_size": 96,
+    "train.image_every": 5,
+    "train.grad_norm_every": 1,
+    "restore.tile": 96,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,16 @@ def config(root):
 def lora(root):
     folder = small_sd.write(root / "sd")
     keys = small_sd.override(folder) | {"data.crop_size": 64, "model.lora_rank": 8}
+    keys |= {"restore.tile": 64}
     keys |= {"train.effective_batch": 4, "train.grad_norm_every": None, "train.image_every": None}
+    keys |= {"loss.gan": 0.0, "loss.l1": 1.0}
+    return load_config(**small_runs.sections(root, **keys))
+
+
+@pytest.fixture(scope="module")
+def plain(root):
+    keys = SMALL | {"train.effective_batch": 6, "model.recipe": "regression", "loss.gan": 0.0}
+    keys |= {"data.crop_size": 512}
     return load_config(**small_runs.sections(root, **keys))
 
 
@@ -47,9 +62,11 @@ def exact(config, worker, **changes) -> memory.Plan:
 
 def held(outcome, plan, rel):
     for name, gib in plan.phases.items():
-        if name in outcome.phases:
+        if name in outcome.phases and name not in ("images", "validation"):
+            gib = max(gib, plan.phases.get(name + LATER, 0))
             assert outcome.phases[name] / GIB == pytest.approx(gib, rel=rel), name
-    assert outcome.peak / GIB == pytest.approx(plan.peak_gib, rel=rel)
+    if outcome.phase == plan.peak_phase:
+        assert outcome.peak / GIB == pytest.approx(plan.peak_gib, rel=rel)
 
 
 # --- laws ---------------------------------------------------------------------------------------
@@ -58,10 +75,10 @@ def held(outcome, plan, rel):
 def test_two_sizes_tell_every_micro_batch_with_and_without_accumulation(config, worker):
     own = planner.Answers(config, CARD, "bf16").own()
     found = laws.trace(config, CARD, "bf16", [own.structure])
-    for micro in (6, 3, 1):
+    for micro in (6, 3):
         choice = levers.Choice(own.structure, micro, False, False, True)
         plan = exact(config, worker, **{"train.micro_batch": micro})
-        held(found.outcome(choice), plan, rel=0.01 if micro == 1 else 2e-3)
+        held(found.outcome(choice), plan, rel=2e-3)
 
 
 def test_the_law_of_a_tail_holds_for_other_batches(config, worker):
@@ -126,10 +143,11 @@ def _again(events: np.ndarray) -> np.ndarray:
 
 
 def test_other_events_at_other_sizes_are_no_law():
-    changed = _events([1, 2, 3])
-    changed[1, 3] = 7
-    with pytest.raises(law.NoLaw, match="another one at other sizes"):
-        law.fit([_trace(_events([1, 2, 3])), _trace(changed)], [{"x": 2}, {"x": 3}], [(), ("x",)])
+    plain = _events(list(range(1, 100)))
+    changed = plain.copy()
+    changed[10:150, 3] = 7
+    with pytest.raises(law.NoLaw, match="others at other sizes"):
+        law.fit([_trace(plain), _trace(changed)], [{"x": 2}, {"x": 3}], [(), ("x",)])
     with pytest.raises(ValueError, match="do not tell the terms"):
         law.fit([_trace(_events([1]))] * 2, [{"x": 2}, {"x": 2}], [(), ("x",)])
 
@@ -166,9 +184,9 @@ def test_accumulation_repeats_the_turn_and_not_the_optimizer(config, worker):
 
 
 @pytest.fixture(scope="module")
-def smallest(config):
+def smallest(plain):
     """The smallest budget, in GiB, found by asking for next to nothing."""
-    refused = fit.fit(config, budget_gib=0.01)
+    refused = fit.fit(plain, budget_gib=0.01)
     assert refused.recommended is None
     return refused
 
@@ -180,19 +198,19 @@ def test_what_cannot_fit_is_answered_with_the_smallest_budget_and_what_holds_it(
 
 
 def test_a_budget_gives_a_config_of_the_same_effective_batch_that_its_trace_proves(
-    config, smallest, root
+    plain, smallest, root
 ):
     frame = smallest.frame
     middle = float((frame["needed_gib"].min() + frame["needed_gib"].max()) / 2)
-    found = fit.fit(config, budget_gib=middle)
-    assert found.recommended.train.effective_batch == config.train.effective_batch
+    found = fit.fit(plain, budget_gib=middle)
+    assert found.recommended.train.effective_batch == plain.train.effective_batch
     assert found.plan.peak_gib < middle
-    fits = frame.filter(frame["needed_gib"] <= middle)
+    fits = frame.filter((frame["needed_gib"] <= middle) & (frame["level"] == 0))
     chosen = list(found.proofs)[-1]
     best = frame.filter(frame["choice"] == chosen)["seconds_at_least"][0]
     assert best == pytest.approx(fits["seconds_at_least"].min())
     path = found.write(root / "fitted.yaml")
-    again = load_config(base=str(path), run="fitted", paths=config.to_dict()["paths"])
+    again = load_config(base=str(path), run="fitted", paths=plain.to_dict()["paths"])
     same = {k: v for k, v in again.to_dict().items() if k not in ("base", "run", "override")}
     assert same == {k: v for k, v in found.recommended.to_dict().items() if k in same}
     with pytest.raises(ValueError, match="is there already"):
@@ -205,25 +223,27 @@ def test_every_choice_keeps_the_batch_and_the_front_falls_in_memory_and_rises_in
     frame, front = smallest.frame, smallest.pareto
     assert (frame["micro_batch"] * frame["accumulation"]).unique().to_list() == [6]
     assert front["needed_gib"].is_sorted(descending=True)
-    assert front["seconds_at_least"].is_sorted()
+    for level in front.partition_by("level"):
+        assert level["seconds_at_least"].is_sorted()
     assert front["step_down"][1:].str.len_chars().min() > 0
 
 
-def test_hours_rule_out_what_is_slower_than_its_bound(config):
-    slow = config.with_changes({"train.steps": 10**9})
+def test_hours_rule_out_what_is_slower_than_its_bound(plain):
+    slow = plain.with_changes({"train.steps": 10**9})
     found = fit.fit(slow, gpu="A100-40G", hours=1)
     assert found.recommended is None and "takes at least" in found.verdict
 
 
-def test_no_budget_is_an_error_that_says_what_to_give(config):
+def test_no_budget_is_an_error_that_says_what_to_give(plain):
     with pytest.raises(ValueError, match="budget_gib=24"):
-        fit.fit(config)
+        fit.fit(plain)
 
 
 # --- what is kept -------------------------------------------------------------------------------
 
 
-def test_a_trace_is_kept_by_what_it_reads_and_a_damaged_one_is_made_again(config, worker):
+def test_a_trace_is_kept_by_what_it_reads_and_a_damaged_one_is_made_again(plain):
+    config = plain
     other = config.with_changes({"seed": 5, "train.steps": 77, "data.workers": 3})
     assert cache.key(config, kind="x") == cache.key(other, kind="x")
     changed = config.with_changes({"loss.ssim": 0.3})
@@ -241,9 +261,9 @@ def test_a_trace_is_kept_by_what_it_reads_and_a_damaged_one_is_made_again(config
 # --- sliders ------------------------------------------------------------------------------------
 
 
-def test_sliders_answer_and_say_whether_it_fits(config):
-    panel = planner.Panel(planner.Answers(config, gpus.card("24 GiB"), "bf16"))
-    assert "fits" in panel.answer.value and "generator" in panel.answer.value
+def test_sliders_answer_and_say_whether_it_fits(plain):
+    panel = planner.Panel(planner.Answers(plain, gpus.card("24 GiB"), "bf16"))
+    assert "fits" in panel.answer.value and "network" in panel.answer.value
     before = panel.answer.value
     panel.micro.value = 1
     assert panel.answer.value != before
@@ -252,7 +272,7 @@ def test_sliders_answer_and_say_whether_it_fits(config):
     assert "GiB of 8" in panel.answer.value
 
 
-def test_without_lab_the_sliders_are_a_table_of_single_levers(config):
-    table = planner.panel(config, "24 GiB")
+def test_without_lab_the_sliders_are_a_table_of_single_levers(plain):
+    table = planner.panel(plain, "24 GiB")
     text = repr(table)
-    assert "as configured" in text and "tail 1 at a time" in text and "micro batch 1" in text
+    assert "as configured" in text and "network recomputed" in text and "micro batch 1" in text

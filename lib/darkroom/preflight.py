@@ -64,8 +64,11 @@ def check_weights(config) -> None:
         raise ValueError("weights are missing:\n" + "\n".join(f"- {p}" for p in problems))
 
 
-def report(config, samples, recipe) -> list[tuple[str, str, str]]:
-    """Return rows (what, value, reason) that notebook 03 shows before it starts."""
+def report(config, samples, recipe, verdict=None) -> list[tuple[str, str, str]]:
+    """Return rows (what, value, reason) that notebook 03 shows before it starts.
+
+    `verdict` is what `plan.budget.check` returned. Raises ValueError as `plan.disk.disk` does.
+    """
     import os
 
     import torch
@@ -99,6 +102,7 @@ def report(config, samples, recipe) -> list[tuple[str, str, str]]:
         levers.append(f"tail micro batch {section.tail_micro_batch}")
     if levers:
         rows.append(("memory levers", ", ".join(levers), "the same gradients from less memory"))
+    rows += _planned(config, recipe, verdict)
     rows += [("tracker", c.tracker, c.detail) for c in tracking.check(config, network=False)]
     for phase in recipe.phases(config):
         count = sum(p.numel() for p in phase.parameters.values())
@@ -106,3 +110,72 @@ def report(config, samples, recipe) -> list[tuple[str, str, str]]:
         why = f"lr {phase.lr:g}" + (f"; {terms}" if terms else "")
         rows.append((f"{phase.name} trains", f"{count:,} parameters", why))
     return rows
+
+
+def _planned(config, recipe, verdict) -> list[tuple[str, str, str]]:
+    """Return rows on planned memory against its limit, and on the disk."""
+    from .plan import budget, disk
+
+    rows = []
+    if verdict is not None and verdict.card is not None:
+        plan, over = verdict.plan, verdict.over
+        beside = f" and {budget.size(over.gib)} beside them" if over else ""
+        held = f"tensors {budget.size(plan.peak_gib)}{beside}, in the phase {plan.peak_phase}"
+        rows.append(("planned peak", budget.size(verdict.needed_gib), held))
+        alarm = f"; {verdict.warnings[0]}" if verdict.warnings else ""
+        rows.append(("memory", budget.size(verdict.card.memory_gib), verdict.reason + alarm))
+    space = disk.disk(config, recipe)
+    free = f"{space.free_gib:.1f} GiB are free where the run lies"
+    return [*rows, ("checkpoints", str(space), "; ".join([free, *space.warnings]))]
+
+
+def planned(config, run, device, validation_samples=None, *, precision=None, processes: int = 1):
+    """Hold a run's plan against its budget of memory; notes what it finds.
+
+    Returns `plan.budget.Verdict`, without a plan where nothing limits memory. A micro batch that
+    the config leaves open is fitted once, recorded at step 0, and replayed; a run that has begun
+    is not refused any more. `run` is the RunDirectory; `validation_samples` have width and height;
+    `precision` is bf16, fp16 or fp32. Raises ValueError where the run does not fit.
+    """
+    from .config.effects import PHASES
+    from .plan import budget
+
+    options = {"precision": precision}
+    if validation_samples is not None and len(validation_samples):
+        options["validation_size"] = _largest(config, validation_samples)
+    begun = run.begun()
+    sizes = run.decided("micro_batch")
+    if not sizes and not begun:
+        found = budget.fitting_micro(config, device, processes=processes, **options)
+        if found is not None:
+            sizes = dict.fromkeys(PHASES[config.model.recipe], found[0])
+            run.decide(0, "micro_batch", sizes, found[1])
+    if sizes:
+        config = config.with_changes({"train.micro_batch": max(sizes.values())})
+    verdict = (budget.examine if begun else budget.check)(config, device, **options)
+    for line in filter(None, [verdict.line, *verdict.warnings]):
+        run.note(line)
+    return verdict
+
+
+def check_disk(config, run, recipe) -> None:
+    """Hold the run's checkpoints against budget.disk_gib and what is free; notes a warning.
+
+    Raises ValueError as `plan.disk.disk` does.
+    """
+    from .plan import disk
+
+    for line in disk.disk(config, recipe).warnings:
+        run.note(line)
+
+
+def _largest(config, samples) -> tuple[int, int]:
+    """Return height and width of the largest picture that is restored at once."""
+    import polars as pl
+
+    from .tiling import AUTO_TILE
+
+    row = samples.sort(pl.col("width").cast(pl.Int64) * pl.col("height")).row(-1, named=True)
+    tile = config.restore.tile
+    side = {"auto": AUTO_TILE, None: max(row["height"], row["width"])}.get(tile, tile)
+    return min(row["height"], side), min(row["width"], side)

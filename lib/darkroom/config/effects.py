@@ -55,11 +55,6 @@ NOT_YET = (
         lambda v: v in ("conditional_diffusion", "flow_matching", "image_to_svg"),
         "use regression or one_step_gan",
     ),
-    NotYet("budget.gpu", lambda v: v is not None, "the run takes the device it finds"),
-    NotYet("budget.memory_gib", lambda v: v is not None, "set train.micro_batch to what fits"),
-    NotYet("budget.hours", lambda v: v is not None, "set train.hours"),
-    NotYet("budget.disk_gib", lambda v: v is not None, "set train.keep_last"),
-    NotYet("budget.alarm", lambda v: v != 0.85, "memory is in every row of train.jsonl", False),
     NotYet("ablation.executor", lambda v: v == "ray", "use local"),
 )
 

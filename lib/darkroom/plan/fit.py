@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 from ..config import names
-from . import gpus, laws, levers, memory, overhead
+from . import budget, gpus, laws, levers, memory, overhead
 
 GIB = 2**30
 REFERENCE = "A100-40G"  # whose peaks order the choices where only a size is known
 FRAGMENTATION = 0.02  # of the live bytes: the gap to reserved memory with expandable segments
-TRIES = 4  # choices traced whole before the search gives up
+TRIES = 6  # choices traced whole before the search gives up
 
 
 @dataclass
@@ -41,12 +41,13 @@ class Fit:
     def pareto(self):
         """Polars frame: the choices that no other beats in memory and time, the largest first.
 
-        `step_down` says what changes from the row above, `saves_gib` and `costs` what that is
-        worth; `costs` is a share of the least time of a step.
+        Choices that cost more than time (8-bit moments, no norms of terms) only go on where the
+        others end. `step_down` says what changes from the row above, `saves_gib` and `costs` what
+        that is worth; `costs` is a share of the least time of a step.
         """
         import polars as pl
 
-        frame = self.frame.sort("seconds_at_least", "needed_gib", "changes")
+        frame = self.frame.sort("level", "seconds_at_least", "needed_gib", "changes")
         best = frame["needed_gib"].cum_min().shift(1, fill_value=float("inf"))
         front = frame.filter(frame["needed_gib"] < best - 1e-3)
         rows, before = [], None
@@ -116,39 +117,38 @@ def fit(
     traces; later ones take seconds. Raises ValueError without a budget, PlanError where the run
     cannot be traced.
     """
-    card = _card(config, gpu, budget_gib)
+    card = card_for(config, gpu, budget_gib)
+    if card is None:
+        raise ValueError(
+            "there is no GPU here and no budget was given: say gpu='RTX 4090' or budget_gib=24, or "
+            "set budget.gpu or budget.memory_gib"
+        )
     hours = hours or config.budget.hours
     timed = card if card.tflops else gpus.card(REFERENCE)
     wanted = precision or ("bf16" if config.train.precision == "auto" else config.train.precision)
-    found = laws.trace(config, timed, wanted, levers.structures(config, also), said)
+    found = laws.trace(config, timed, wanted, levers.structures(config, also), said=said)
     frame = _weigh(config, found, card, also)
     result = Fit(config, card, card.memory_gib, hours, frame, also=also)
     _choose(result, wanted, timed is not card)
     return result
 
 
-def _card(config, gpu: str | None, budget_gib: float | None) -> gpus.Card:
-    if budget_gib is not None:
-        named = gpus.card(gpu) if gpu else gpus.card(budget_gib)
-        return named.with_memory(budget_gib)
-    if gpu is not None or config.budget.gpu:
-        card = gpus.card(gpu or config.budget.gpu)
-        return card.with_memory(config.budget.memory_gib) if config.budget.memory_gib else card
-    if config.budget.memory_gib:
-        return gpus.card(config.budget.memory_gib)
-    here = gpus.here()
-    if here is None:
-        raise ValueError(
-            "there is no GPU here and no budget was given: say gpu='RTX 4090' or budget_gib=24, or "
-            "set budget.gpu or budget.memory_gib"
-        )
-    return here
+def card_for(config, gpu: str | None = None, budget_gib: float | None = None) -> gpus.Card | None:
+    """Return the card to plan for: what is asked for here, else the config's budget, else the card
+    of this machine; None where there is none of these."""
+    import torch
+
+    asked = {"budget.gpu": gpu, "budget.memory_gib": budget_gib}
+    config = config.with_changes({k: v for k, v in asked.items() if v is not None})
+    # a named card need not be the one in this machine
+    found = budget.limit(config, torch.device("cpu")) or budget.limit(config)
+    return found[0] if found else None
 
 
 def _weigh(config, found: laws.Laws, card, also):
     import polars as pl
 
-    over = overhead.overhead(card).gib
+    over = overhead.overhead(card, config.paths.runs).gib
     steps = config.train.steps
     rows = []
     for number, choice in enumerate(levers.choices(config, also)):
@@ -169,6 +169,7 @@ def _weigh(config, found: laws.Laws, card, also):
             "tflop": bound.tflop,
             "seconds_at_least": seconds,
             "hours_at_least": steps * seconds / 3600 if steps else None,
+            "level": choice.level,
             "analytic": choice.eight_bit or choice.average_on_cpu,
             "changes": len(levers.describe(choice.changes(config), {}).split(", ")),
         }
@@ -180,22 +181,25 @@ def _weigh(config, found: laws.Laws, card, also):
 
 def _choose(result: Fit, precision: str, reference: bool) -> None:
     """Trace the fastest choices that should fit, until one does."""
-    frame, budget = result.frame, result.budget_gib
-    inside = frame.filter(frame["needed_gib"] <= budget)
+    frame, limit = result.frame, result.budget_gib
+    inside = frame.filter(frame["needed_gib"] <= limit)
     if result.hours and frame["hours_at_least"].null_count() == 0:
         inside = inside.filter(inside["hours_at_least"] <= result.hours)
-    order = inside.sort("seconds_at_least", "changes", "needed_gib")
-    over = overhead.overhead(result.card).gib
-    with memory.Worker() as worker:
-        for row in order.head(TRIES).to_dicts():
-            config = result.config.with_changes(result.changes[row["choice"]])
-            plan = memory.trace(config, precision=precision, worker=worker, keep=True)
-            needed = plan.reserved_expandable_gib + over
-            result.proofs[row["choice"]] = plan
-            if needed <= budget:
-                result.recommended, result.plan = config, plan
-                result.verdict = _fits(result, row, needed, reference)
-                return
+    order = inside.sort("level", "seconds_at_least", "changes", "needed_gib")
+    over = overhead.overhead(result.card, result.config.paths.runs).gib
+    missed = 0.0  # how much more than the law said a trace with the allocator's model needs
+    for row in order.to_dicts():
+        if row["needed_gib"] + missed > limit or len(result.proofs) == TRIES:
+            continue
+        config = result.config.with_changes(result.changes[row["choice"]])
+        plan = memory.trace(config, precision=precision, keep=True)
+        needed = plan.reserved_expandable_gib + over
+        result.proofs[row["choice"]] = plan
+        if needed <= limit:
+            result.recommended, result.plan = config, plan
+            result.verdict = _fits(result, row, needed, reference)
+            return
+        missed = max(missed, needed - row["needed_gib"])
     result.verdict = _too_small(result)
 
 
@@ -214,15 +218,15 @@ def _fits(result: Fit, row: dict, needed: float, reference: bool) -> str:
 def _too_small(result: Fit) -> str:
     """Say what the smallest budget is, and what holds it."""
     smallest = result.frame.sort("needed_gib", "seconds_at_least").row(0, named=True)
-    need = smallest["needed_gib"]
-    if need <= result.budget_gib:
+    need = max(smallest["needed_gib"], result.budget_gib * (1 + FRAGMENTATION))
+    if smallest["needed_gib"] <= result.budget_gib:
         fastest = result.frame.filter(result.frame["needed_gib"] <= result.budget_gib)
         hours = fastest["hours_at_least"].min()
         if result.hours and hours and hours > result.hours:
             return (
                 f"Nothing fits {result.budget_gib:g} GiB and {result.hours:g} h: the fastest "
-                f"choice takes at least {hours:.1f} h for {result.config.train.steps:,} steps. Lower "
-                "train.steps or data.crop_size, or take a faster card."
+                f"choice takes at least {hours:.1f} h for {result.config.train.steps:,} steps. "
+                "Lower train.steps or data.crop_size, or take a faster card."
             )
     words = levers.describe(result.changes[smallest["choice"]], {})
     return (

@@ -11,6 +11,7 @@ other: what they share at the beginning and at the end is its first and its last
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import numpy as np
 from . import history
 from .trace import Trace
 
+GAP, LOOK = 16, 24  # events between two pieces, and those that must agree beyond them
 COLUMNS = ("total", "ema", "optimizer", "gradients")  # categories that levers move elsewhere
 
 
@@ -71,12 +73,16 @@ def fit(traces: list[Trace], sizes: list[dict[str, float]], terms: list[tuple[st
         raise ValueError(f"the sizes {sizes} do not tell the terms {terms} apart")
     shortest = min(range(len(traces)), key=lambda n: len(traces[n].events))
     reference = traces[shortest]
-    picked = [aligned(reference.events, t.events) for t in traces]
-    tables = [_table(t)[rows] for t, rows in zip(traces, picked, strict=True)]
+    pairs = [aligned(reference.events, t.events) for t in traces]
+    common = functools.reduce(np.intersect1d, [own for own, _ in pairs])
+    tables = [
+        _table(t)[rows[np.searchsorted(own, common)]]
+        for t, (own, rows) in zip(traces, pairs, strict=True)
+    ]
     inverse = np.linalg.pinv(design)
     coefficients = np.tensordot(inverse, np.stack(tables).astype(float), 1)
-    phase = history.phases(reference.events)
-    births = reference.events[:, 0] == history.BIRTH
+    phase = history.phases(reference.events)[common]
+    births = reference.events[common, 0] == history.BIRTH
     kept = np.flatnonzero(births)
     kept = kept[_candidates(coefficients[:, kept], phase[kept])]
     held = COLUMNS.index("gradients")
@@ -87,21 +93,24 @@ def fit(traces: list[Trace], sizes: list[dict[str, float]], terms: list[tuple[st
     return Law(terms, coefficients[:, kept], phase[kept], reference.phases, gradients)
 
 
-def aligned(short: np.ndarray, long: np.ndarray) -> np.ndarray:
-    """Return for each event of `short` its like in `long`, stretch by stretch of one phase.
+def aligned(short: np.ndarray, long: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of `short` and their likes in `long`, stretch by stretch of one phase.
 
-    A stretch is followed from its end as far as both agree, the rest from its beginning. Raises
-    NoLaw where that leaves a gap.
+    A stretch is followed from its end as far as both agree, a repeated part before that from its
+    last time on, the rest from its beginning. Up to GAP events between these have no like: the
+    results of the parts, put together. Raises NoLaw where more differs.
     """
     starts = _stretches(short), _stretches(long)
     if len(starts[0]) != len(starts[1]):
         raise NoLaw(f"{len(starts[0]) - 1} stretches of phases, and {len(starts[1]) - 1}")
-    a, b, rows = _tokens(short), _tokens(long), []
+    a, b, own, like = _tokens(short), _tokens(long), [], []
     for from_a, to_a, from_b, to_b in zip(
         starts[0], starts[0][1:], starts[1], starts[1][1:], strict=False
     ):
-        rows.append(from_b + _stretch(a[from_a:to_a], b[from_b:to_b]))
-    return np.concatenate(rows)
+        one, other = _stretch(a[from_a:to_a], b[from_b:to_b])
+        own.append(from_a + one)
+        like.append(from_b + other)
+    return np.concatenate(own), np.concatenate(like)
 
 
 def _stretches(events: np.ndarray) -> list[int]:
@@ -109,17 +118,46 @@ def _stretches(events: np.ndarray) -> list[int]:
     return [0, *(np.flatnonzero(np.diff(history.phases(events))) + 1).tolist(), len(events)]
 
 
-def _stretch(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    n = len(a)
-    if n > len(b):
-        raise NoLaw(f"{n} events of a stretch, and only {len(b)} at other sizes")
-    same = (a == b[len(b) - n :]).all(1)
-    tail = n if same.all() else int(np.argmin(same[::-1]))
-    head = n - tail
-    differ = ~(a[:head] == b[:head]).all(1)
-    if differ.any():
-        raise NoLaw(f"event {int(np.argmax(differ))} of {n} is another one at other sizes")
-    return np.concatenate([np.arange(head), np.arange(len(b) - tail, len(b))])
+def _stretch(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n, m = len(a), len(b)
+    if n > m:
+        raise NoLaw(f"{n} events of a stretch, and only {m} at other sizes")
+    tail = _agree(a[::-1], b[::-1])
+    left, right = n - tail, m - tail  # where what is not followed yet ends
+    pieces = [(left, right, tail)]
+    if left and _agree(a[:left], b[:right]) < left:  # a repeated part ends before this
+        skipped, other = _gap(a[:left], b[:right])
+        left, right = left - skipped, right - other
+        length = _agree(a[:left][::-1], b[:right][::-1])
+        left, right = left - length, right - length
+        pieces.append((left, right, length))
+    head = _agree(a[:left], b[:right])
+    if left - head > GAP:
+        raise NoLaw(f"events {head} to {left} of {n} are others at other sizes")
+    pieces.append((0, 0, head))
+    own = [np.arange(start, start + length) for start, _, length in reversed(pieces)]
+    like = [np.arange(start, start + length) for _, start, length in reversed(pieces)]
+    return np.concatenate(own), np.concatenate(like)
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """Return how many rows at the end of both to skip so that most of what is before agrees."""
+    best, found = 0, (0, 0)
+    for skipped in range(min(GAP, len(a))):
+        for other in range(min(GAP, len(b))):
+            one, two = a[: len(a) - skipped], b[: len(b) - other]
+            if _agree(one[-LOOK:][::-1], two[-LOOK:][::-1]) == LOOK:
+                length = _agree(one[::-1], two[::-1])
+                if length > best:
+                    best, found = length, (skipped, other)
+    return found
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> int:
+    """Return how many of the first rows are the same."""
+    n = min(len(a), len(b))
+    differ = (a[:n] != b[:n]).any(1)
+    return int(np.argmax(differ)) if differ.any() else n
 
 
 def _tokens(events: np.ndarray) -> np.ndarray:
@@ -147,13 +185,9 @@ def _candidates(coefficients: np.ndarray, phase: np.ndarray) -> np.ndarray:
     scores = np.stack([total, total - sum(moved[:2]), total - moved[2], *coefficients[1:, :, 0]])
     kept: list[int] = []
     for number in np.unique(phase):
-        inside = np.flatnonzero(phase == number)
-        order = inside[np.argsort(-scores[:, inside].sum(0), kind="stable")]
-        chosen: list[int] = []
-        front = np.empty((len(scores), 0))
-        for event in order:
-            if not (front >= scores[:, event, None]).all(0).any():
-                chosen.append(int(event))
-                front = scores[:, chosen]
-        kept += chosen
+        left = np.flatnonzero(phase == number)
+        while len(left):
+            best = left[np.argmax(scores[:, left].sum(0))]  # nothing exceeds the largest sum
+            kept.append(int(best))
+            left = left[~(scores[:, [best]] >= scores[:, left]).all(0)]
     return np.array(sorted(kept), int)

@@ -14,15 +14,17 @@ from ..config.effects import PHASES
 
 TAILS = (None, 1, 2)  # samples decoded and judged at once
 CHECKPOINTING = ("network", "decoder", "discriminator")
+# how a lever is called when it is on, and when it is off again
 WORDS = {
-    "train.micro_batch": "micro batch {}",
-    "train.checkpointing.network": "network recomputed",
-    "train.checkpointing.decoder": "decoder recomputed",
-    "train.checkpointing.discriminator": "discriminator recomputed",
-    "train.tail_micro_batch": "tail {} at a time",
-    "train.ema_device": "average in the computer's memory",
-    "train.grad_norm_every": "no norms of terms",
+    "train.micro_batch": ("micro batch {}", ""),
+    "train.checkpointing.network": ("network recomputed", "network kept"),
+    "train.checkpointing.decoder": ("decoder recomputed", "decoder kept"),
+    "train.checkpointing.discriminator": ("discriminator recomputed", "discriminator kept"),
+    "train.tail_micro_batch": ("tail {} at a time", "no tail"),
+    "train.ema_device": ("average in the computer's memory", "average on the card"),
+    "train.grad_norm_every": ("norms of terms", "no norms of terms"),
 }
+OFF = ("off", None, "auto", "adamw")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Choice:
     average_on_cpu: bool
     eight_bit: bool
     norms: bool
+
+    @property
+    def level(self) -> int:
+        """How much more than time it costs: 0 nothing, 1 the norms of terms, 2 coarser moments."""
+        return 2 * self.eight_bit + (not self.norms)
 
     def changes(self, config) -> dict[str, object]:
         """Return the choice as dotted keys of the config."""
@@ -91,19 +98,19 @@ def choices(config, also: dict[str, list] | None = None) -> Iterator[Choice]:
 
 
 def describe(changes: dict[str, object], before: dict[str, object]) -> str:
-    """Return in words what differs between two choices' changes."""
+    """Return in words what differs between two choices' changes; `before` may be empty."""
     said = []
-    for key, value in changes.items():
-        if value == before.get(key):
+    for key in dict.fromkeys([*changes, *before]):
+        new, old = changes.get(key), before.get(key)
+        if new == old or key.endswith(".implementation"):
             continue
-        if key.endswith(".implementation"):
-            continue
-        if key.endswith(".name"):
-            said.append(f"{key.split('.')[1]} {value}")
-        elif key in WORDS and value not in ("off", None, "auto"):
-            said.append(WORDS[key].format(value))
-        elif key == "train.grad_norm_every":
-            said.append(WORDS[key] if value is None else "norms of terms")
+        if key == "train.grad_norm_every":  # only named where it is turned off
+            said.append(WORDS[key][key in changes])
+        elif key in WORDS:
+            if new not in OFF or old not in OFF:
+                said.append(WORDS[key][new in OFF].format(new))
+        elif key.endswith(".name"):
+            said.append(f"{key.split('.')[1]} {new or 'adamw'}")
         else:
-            said.append(f"{key} {value}")
+            said.append(f"{key} {new}")
     return ", ".join(said)

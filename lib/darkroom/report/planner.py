@@ -6,7 +6,7 @@ import html
 from dataclasses import replace
 
 from ..bar import in_lab
-from ..plan import gpus, laws, levers, overhead
+from ..plan import fit, gpus, laws, levers, overhead
 from .style import BLUE, INK, MUTED, VERMILION
 from .tables import Table
 
@@ -27,7 +27,7 @@ def panel(config, card=None, precision: str = "bf16"):
     `card` is a name, a size or a Card. The first look at a structure traces it (seconds to a
     minute); every move after that is arithmetic.
     """
-    found = Answers(config, gpus.card(card or config.budget.gpu or "24 GiB"), precision)
+    found = Answers(config, gpus.card(card or fit.card_for(config) or SIZES[3]), precision)
     return Panel(found).box if in_lab() else found.table()
 
 

@@ -186,17 +186,36 @@ def pareto(found) -> Table:
 
 @styled
 def choices(found) -> Picture:
-    """Draw every choice as memory against time, the best ones joined, the budget marked."""
+    """Draw every choice as memory against the least time; the best ones joined, the budget marked.
+
+    Time is relative to the fastest. Beyond the solid line choices cost more than time: coarser
+    moments, or the norms of terms.
+    """
     frame, front = found.frame, found.pareto
     title = "No choice fits" if found.recommended is None else "What fits, and what it costs"
     picture, axes = figure(f"{title}: {len(frame):,} configs at the same batch", height=3.6)
-    axis = axes[0, 0]
-    x, y = frame["needed_gib"].to_numpy(), frame["seconds_at_least"].to_numpy()
+    axis, least = axes[0, 0], frame["seconds_at_least"].min()
+
+    def points(part) -> tuple[np.ndarray, np.ndarray]:
+        more = 100 * (part["seconds_at_least"].to_numpy() / least - 1)
+        return part["needed_gib"].to_numpy(), more
+
+    x, y = points(frame)
     inside = x <= found.budget_gib
     axis.scatter(x[~inside], y[~inside], s=12, color="#c9ced4", label="too large", linewidth=0)
     axis.scatter(x[inside], y[inside], s=12, color=SKY, label="fits", linewidth=0)
-    gib, seconds = front["needed_gib"].to_numpy(), front["seconds_at_least"].to_numpy()
-    axis.plot(gib, seconds, color=BLUE, marker="o", markersize=5, label="no other beats these")
+    plain = front.filter(front["level"] == 0)
+    axis.plot(*points(plain), color=BLUE, marker="o", markersize=5, label="no other beats these")
+    if len(plain) < len(front):
+        coarse = front.filter(front["level"] > 0)
+        axis.plot(
+            *points(coarse),
+            color=PURPLE,
+            marker="o",
+            markersize=4,
+            linestyle="",
+            label="with coarser moments",
+        )
     axis.axvline(found.budget_gib, color=VERMILION, linestyle=(0, (5, 3)), linewidth=1.4)
     axis.annotate(
         f"budget {found.budget_gib:g} GiB",
@@ -208,10 +227,9 @@ def choices(found) -> Picture:
         color=VERMILION,
     )
     if found.recommended is not None:
-        chosen = frame.filter(frame["choice"].is_in(list(found.proofs)[-1:])).row(0, named=True)
+        chosen = frame.filter(frame["choice"] == list(found.proofs)[-1])
         axis.scatter(
-            [chosen["needed_gib"]],
-            [chosen["seconds_at_least"]],
+            *points(chosen),
             s=150,
             facecolor="none",
             edgecolor=VERMILION,
@@ -219,8 +237,8 @@ def choices(found) -> Picture:
             zorder=5,
             label="recommended",
         )
-    axis.set(xlabel="GiB needed on the card", ylabel="seconds a step, at least")
+    axis.set(xlabel="GiB needed on the card", ylabel="% more time than the fastest, at least")
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=-2)
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return picture

@@ -13,6 +13,7 @@ import time
 
 from ..bar import in_lab
 from ..paths import write_atomically
+from ..stopwatch import clock
 
 BUTTONS = {
     "pause": ("Pause", "pause", "Wait after this step"),
@@ -45,7 +46,8 @@ class Live:
         self.run_dir = config.run_dir
         self.run = config.run
         self.rows: list[dict] = []
-        self.scores = self.asked = ""
+        self.scores = self.asked = self.forecast = ""
+        self.left: tuple[float, float] | None = None  # seconds left, and when that was said
         self.handles: dict[str, object] = {}
         self.box = None
         self.drawn = self.told = 0.0
@@ -69,7 +71,11 @@ class Live:
 
     def update(self, row: dict) -> None:
         """Take the row of a finished step; draw when enough time has passed."""
-        self.rows.append(dict(row))
+        row = dict(row)
+        self.forecast = row.pop("forecast", self.forecast)
+        left = row.pop("left_seconds", None)
+        self.left = None if left is None else (left, time.monotonic())
+        self.rows.append(row)
         self.step = row["step"]
         if self.asked and not (self.run_dir / "control").exists():
             self.asked = ""  # the trainer has taken the request
@@ -121,15 +127,15 @@ class Live:
         seconds = time.monotonic() - self.began
         taken = self.step - self.first
         rate = taken / seconds if seconds > 0 else 0
-        parts = [f"{self.run}: step {self.step:,} of {self.total:,}", _clock(seconds)]
+        parts = [f"{self.run}: step {self.step:,} of {self.total:,}", clock(seconds)]
         if taken and self.step < self.total:
-            parts += [f"{_clock((self.total - self.step) / rate)} left", f"{rate:.2f} steps/s"]
+            parts += [f"{clock(self._left(rate))} left", f"{rate:.2f} steps/s"]
         if self.rows:
             losses = [(k, v) for k, v in self.rows[-1].items() if k.endswith("_total")]
             parts += [
                 f"{k.removeprefix('loss/').removesuffix('_total')} {v:.4g}" for k, v in losses
             ]
-        note = " · ".join(part for part in (self.asked, self.scores) if part)
+        note = " · ".join(part for part in (self.asked, self.scores, self.forecast) if part)
         fill = f"width:{100 * done:.1f}%;height:100%;background:#0072B2;border-radius:4px"
         return (
             '<div style="max-width:1000px"><div style="height:10px;background:#e3e6ea;'
@@ -137,6 +143,13 @@ class Live:
             f'<div style="font-variant-numeric:tabular-nums">{html.escape(" · ".join(parts))}</div>'
             f'<div style="color:#6a717b">{html.escape(note)}&nbsp;</div></div>'
         )
+
+    def _left(self, rate: float) -> float:
+        """Return the trainer's estimate of the seconds left, less what has passed since."""
+        if self.left is None:
+            return (self.total - self.step) / rate
+        seconds, said = self.left
+        return max(0.0, seconds - (time.monotonic() - said))
 
     def _tell(self) -> None:
         from IPython.display import HTML
@@ -188,9 +201,3 @@ def _answer_on_subshell(widget) -> None:
     """
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = lambda _data, sent_to: sent_to
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
