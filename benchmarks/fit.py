@@ -46,11 +46,6 @@ def slider(config) -> float:
     return sorted(took)[len(took) // 2]
 
 
-def said(done: int, total: int) -> None:
-    if done % 10 == 0 or done == total:
-        print(f"  {done} of {total} traces", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
@@ -60,7 +55,7 @@ def main() -> None:
         seconds, rss = one_trace(config)
         lines = [f"| one trace, process and imports included | {seconds:.1f} s, {rss:.2f} GiB |"]
         started = time.perf_counter()
-        first = fit.fit(config, gpu="A100-40G", budget_gib=40, said=said)
+        first = fit.fit(config, gpu="A100-40G", budget_gib=40)
         cold = time.perf_counter() - started
         count = len(first.frame)
         lines.append(f"| first search: {count} configs, with the proof | {cold:.0f} s |")

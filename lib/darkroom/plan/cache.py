@@ -23,7 +23,17 @@ from .trace import Trace
 FOLDER = ".plan-cache"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "timm", "lpips")
 # What a rehearsal never reads; a change there must not cost a new trace.
-UNREAD = ("run", "base", "override", "seed", "paths", "degradation", "tracking", "budget", "ablation")
+UNREAD = (
+    "run",
+    "base",
+    "override",
+    "seed",
+    "paths",
+    "degradation",
+    "tracking",
+    "budget",
+    "ablation",
+)
 UNREAD_TRAIN = (
     *("steps", "hours", "images", "epochs", "extend", "early_stopping", "best", "keep_last"),
     *("save_every", "log_every"),

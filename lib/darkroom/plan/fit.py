@@ -70,6 +70,14 @@ class Fit:
 
     also: dict | None = None
 
+    def keep(self) -> Path | None:
+        """Write the recommended config into the run's folder; None where nothing fits."""
+        if self.recommended is None:
+            return None
+        folder = Path(self.config.run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.write(folder / f"{self.config.run}_{self.budget_gib:.0f}gib.yaml")
+
     def write(self, path: Path | str) -> Path:
         """Write the recommended config as a params file that trains as it is; returns its path.
 
@@ -106,16 +114,14 @@ def fit(
     hours: float | None = None,
     also: dict[str, list] | None = None,
     precision: str | None = None,
-    said=None,
 ) -> Fit:
     """Search the levers of a config for what fits a card, the effective batch kept.
 
     `budget_gib` or a card's name (`gpu`) say how much memory there is, by default the config's
     `budget`; `hours` rule out what takes longer at the very least. `also` adds dotted keys whose
     values may be chosen, such as {"model.lora_rank": [256, 128]}, although they change what is
-    learned. `said` is told (done, all) of the traces. The first call takes minutes and keeps its
-    traces; later ones take seconds. Raises ValueError without a budget, PlanError where the run
-    cannot be traced.
+    learned. The first call takes minutes and keeps its traces; later ones take seconds. Raises
+    ValueError without a budget, PlanError where the run cannot be traced.
     """
     card = card_for(config, gpu, budget_gib)
     if card is None:
@@ -126,7 +132,7 @@ def fit(
     hours = hours or config.budget.hours
     timed = card if card.tflops else gpus.card(REFERENCE)
     wanted = precision or ("bf16" if config.train.precision == "auto" else config.train.precision)
-    found = laws.trace(config, timed, wanted, levers.structures(config, also), said=said)
+    found = laws.trace(config, timed, wanted, levers.structures(config, also))
     frame = _weigh(config, found, card, also)
     result = Fit(config, card, card.memory_gib, hours, frame, also=also)
     _choose(result, wanted, timed is not card)

@@ -118,14 +118,11 @@ class Laws:
         return float(first.at(**sizes)[:, 1].max())
 
 
-def trace(
-    config, card, precision: str, structures: list[tuple], *, ranks: bool = False, said=None
-) -> Laws:
+def trace(config, card, precision: str, structures: list[tuple], *, ranks: bool = False) -> Laws:
     """Trace what these structures need, each part once, and return their laws.
 
-    With `ranks` the laws know model.lora_rank, for twice the traces. `said` is told (done, all) of
-    the traces that were not kept from before. Raises PlanError and ValueError as `memory.trace`
-    does, and law.NoLaw where sizes change more than sizes.
+    With `ranks` the laws know model.lora_rank, for twice the traces. Raises PlanError and
+    ValueError as `memory.trace` does, and law.NoLaw where sizes change more than sizes.
     """
     rank = config.model.lora_rank
     ranks_traced = [rank, max(1, rank // 2)] if ranks and rank and rank > 1 else [rank]
@@ -142,7 +139,7 @@ def trace(
                     rows.append((len(requests), size if between else size * tail, lora or 0))
                     requests.append((changed, precision, {"only": list(only)}))
             places.append((structure, between, rows))
-    traced = pool.traces(requests, said=said)
+    traced = pool.traces(requests)
     terms = RANK_TERMS if len(ranks_traced) > 1 else TERMS
     known: dict[tuple, law.Law] = {}
     parts: dict[tuple, list[Part]] = {}

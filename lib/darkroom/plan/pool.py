@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from ..bar import bar
 from . import cache
 from .trace import Trace, Worker
 
 
-def traces(
-    requests: Iterable[tuple], *, said: Callable[[int, int], None] | None = None
-) -> list[Trace]:
+def traces(requests: Iterable[tuple]) -> list[Trace]:
     """Return the trace of every (config, precision, options) on the fake accelerator, in order.
 
-    A process a core, each at most 2 GiB; equal requests are traced once, and kept. `said` is told
-    how many of those that had to be traced are done, and how many there are. Raises what
-    `Worker.trace` raises, after the others in progress have ended.
+    A process a core, each at most 2 GiB; equal requests are traced once, and kept. A bar shows how
+    many of those that had to be traced are done. Raises what `Worker.trace` raises, after the
+    others in progress have ended.
     """
     wanted = [(cache.key(c, kind="part", precision=p, **o), c, p, o) for c, p, o in requests]
     found: dict[str, Trace] = {}
@@ -32,11 +31,11 @@ def traces(
         else:
             found[name] = kept
     if missing:
-        found |= _trace(missing, said or (lambda done, total: None))
+        found |= _trace(missing)
     return [found[name] for name, *_ in wanted]
 
 
-def _trace(missing: dict[str, tuple], said: Callable[[int, int], None]) -> dict[str, Trace]:
+def _trace(missing: dict[str, tuple]) -> dict[str, Trace]:
     count = min(len(os.sched_getaffinity(0)), len(missing))
     workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     started = [Worker() for _ in range(count)]
@@ -55,13 +54,13 @@ def _trace(missing: dict[str, tuple], said: Callable[[int, int], None]) -> dict[
 
     found: dict[str, Trace] = {}
     try:
-        with ThreadPoolExecutor(count) as threads:
+        with bar(len(missing), "planning", "trace") as shown, ThreadPoolExecutor(count) as threads:
             futures = [threads.submit(one, name) for name in missing]
             try:
                 for future in futures:
                     name, traced = future.result()
                     found[name] = traced
-                    said(len(found), len(missing))
+                    shown.update()
             finally:
                 for future in futures:
                     future.cancel()

@@ -144,6 +144,7 @@ class Rehearsal:
         optimizer = self._optimizer(stage.optim.for_phase(phase.name), phase)
         self.optimizers[phase.name] = optimizer
         for parameter in phase.parameters.values():
+            parameter.requires_grad_(True)  # another phase may have been at work before
             parameter.register_post_accumulate_grad_hook(
                 lambda p: self.tracker.relabel([p.grad], "gradients")
             )

@@ -21,24 +21,31 @@ from .dataset import (
     summary,
 )
 from .outcome import checkpoints, newest_images
+from .plans import choices, holders, pareto, phases, timeline
 from .samples import degradations
 from .scores import absent, bars, over_training
 from .scores import summary as scores
 from .tables import Table
+from .times import bounds, forecast, horizons
 from .triplets import extremes, previews, protocol_rows, restore, triplets
 
 __all__ = [
     "Table",
     "absent",
     "bars",
+    "bounds",
     "checkpoints",
+    "choices",
     "contact_sheet",
     "counts",
     "degradations",
     "differences",
     "extremes",
     "first_batch",
+    "forecast",
     "gradient_norms",
+    "holders",
+    "horizons",
     "learning_rates",
     "live",
     "loss_by_degradation",
@@ -47,17 +54,20 @@ __all__ = [
     "newest_images",
     "over_training",
     "parameters",
+    "pareto",
+    "phases",
     "preflight",
     "previews",
     "problems",
     "protocol_rows",
     "protocols",
-    "resolutions",
     "rates",
+    "resolutions",
     "restore",
     "scores",
     "static_memory",
     "summary",
+    "timeline",
     "triplets",
     "variants",
 ]

@@ -99,20 +99,25 @@ class Answers:
         """Return what each lever does alone, as a table."""
         import polars as pl
 
-        rows, base = [], None
-        for words, choice in self.alone():
-            outcome = self.outcome(choice)
-            base = base or outcome
-            rows.append(
-                {
-                    "lever": words,
-                    "peak GiB": outcome.peak / GIB,
-                    "change": (outcome.peak - base.peak) / GIB,
-                    "in": outcome.phase,
-                    "% more time, at least": 100 * (outcome.step.floor / base.step.floor - 1),
-                }
-            )
-        title = f"Each lever alone, on {self.card.name}; the effective batch stays"
+        found = [(words, self.outcome(choice)) for words, choice in self.alone()]
+        base = found[0][1]
+        scale, unit = (GIB, "GiB") if base.peak >= GIB else (2**20, "MiB")
+
+        def turns(outcome: laws.Outcome) -> float:
+            return max(v for k, v in outcome.phases.items() if k not in ("images", "validation"))
+
+        rows = [
+            {
+                "lever": words,
+                f"peak {unit}": outcome.peak / scale,
+                "in": outcome.phase,
+                f"largest turn {unit}": turns(outcome) / scale,
+                "change": (turns(outcome) - turns(base)) / scale,
+                "% more time, at least": 100 * (outcome.step.floor / base.step.floor - 1),
+            }
+            for words, outcome in found
+        ]
+        title = f"Each lever alone, for {self.card.name}; the effective batch stays"
         return Table(pl.DataFrame(rows), title, {"% more time, at least": 0})
 
 

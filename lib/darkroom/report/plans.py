@@ -30,6 +30,10 @@ HELD = {
 }
 COMING = (BLUE, VERMILION, GREEN, PURPLE, SKY, "#F0E442")
 OTHERS = "everything else"
+NO_BUDGET = (
+    "no budget to fit: set budget.gpu ('A100-40G', 'RTX 4090') or budget.memory_gib, with "
+    "budget.hours if you like"
+)
 SHORT = 0.035  # of the width: a phase narrower than this has no name
 HIDDEN = ("start",)  # phases that are over before a step begins
 
@@ -57,11 +61,13 @@ def _series(frame) -> list[tuple[str, np.ndarray, str]]:
 
 
 @styled
-def timeline(plan, budget_gib: float | None = None) -> Picture:
+def timeline(plan, card=None) -> Picture:
     """Draw the memory of a run's turns by category, phases named, the peak marked.
 
-    From left to right is the order in which memory is taken and given back, not time.
+    From left to right is the order in which memory is taken and given back, not time. A `card`'s
+    memory is the budget.
     """
+    budget_gib = card.memory_gib if card else None
     frame = plan.timeline.filter(~plan.timeline["phase"].is_in(HIDDEN))
     scale, unit = _unit(plan.peak_gib)
     title = f"The peak is {plan.peak_gib * scale:.1f} {unit}, in '{plan.peak_phase}'"
@@ -166,9 +172,14 @@ def phases(plan) -> Table:
 
 
 def pareto(found) -> Table:
-    """List the choices that no other beats in memory and time, with what each step down costs."""
+    """List the choices that no other beats in memory and time, with what each step down costs.
+
+    Without a search (None) it says what to set.
+    """
     import polars as pl
 
+    if found is None:
+        return Table(pl.DataFrame({"fit": [NO_BUDGET]}))
     frame = found.pareto.select(
         pl.col("needed_gib").alias("GiB"),
         pl.when(pl.col("needed_gib") <= found.budget_gib)
@@ -185,12 +196,14 @@ def pareto(found) -> Table:
 
 
 @styled
-def choices(found) -> Picture:
+def choices(found) -> Picture | Table:
     """Draw every choice as memory against the least time; the best ones joined, the budget marked.
 
     Time is relative to the fastest. Beyond the solid line choices cost more than time: coarser
-    moments, or the norms of terms.
+    moments, or the norms of terms. Without a search (None) it says what to set.
     """
+    if found is None:
+        return pareto(None)
     frame, front = found.frame, found.pareto
     title = "No choice fits" if found.recommended is None else "What fits, and what it costs"
     picture, axes = figure(f"{title}: {len(frame):,} configs at the same batch", height=3.6)
