@@ -17,12 +17,12 @@ TIERS = (
     "index data loader networks bootstrap",
     "recipes optim schedule",
     "step",
-    "precision selection rhythm interrupts feed run preview progress baseline",
+    "precision selection rhythm interrupts feed run preview progress stopwatch baseline",
     "validate inference checkpoint exchange",
     "plan",
-    "preflight rerun state turn",
+    "preflight rerun state turn probe pace",
     "trainer",
-    "train restore export serve ablation",
+    "train forecast restore export serve ablation",
     "report",
 )
 TIER = {unit: number for number, row in enumerate(TIERS) for unit in row.split()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from .stopwatch import clock
+
 
 class Quiet:
     """A line at the start, at every tenth of the run and at the end; fit for logs."""
@@ -16,13 +18,17 @@ class Quiet:
         self._say(f"training steps {step} to {total}")
 
     def update(self, row: dict) -> None:
+        """Take a finished step's row; `left_seconds` and, once, `forecast` stand in it, too."""
+        if "forecast" in row:
+            self._say(row["forecast"])
         if row["step"] < self.next:
             return
         self.next = row["step"] + max(1, self.total // 10)
         losses = ", ".join(
             f"{k.removeprefix('loss/')} {v:.4f}" for k, v in row.items() if k.endswith("_total")
         )
-        self._say(f"step {row['step']}/{self.total}  {row['seconds']:.0f} s  {losses}")
+        left = f", {clock(row['left_seconds'])} left" if "left_seconds" in row else ""
+        self._say(f"step {row['step']}/{self.total}  {row['seconds']:.0f} s{left}  {losses}")
 
     def validated(self, step: int, frame) -> None:
         from .selection import means

@@ -27,6 +27,22 @@ def stretched(every: int, max_share: float, validation_seconds: float, step_seco
     return every * max(1, math.ceil(wanted - 1e-9))  # without the rounding error of a whole number
 
 
+def multiples(every: int | None, since: int, until: int) -> int:
+    """Return how many multiples of `every` (None: never) lie in since < n <= until."""
+    return 0 if every is None or until <= since else until // every - since // every
+
+
+def spans(every: int, decision, since: int, until: int) -> list[tuple[int, int, int]]:
+    """Return (after, last, interval): the steps after < n <= last are validated at the interval.
+
+    `decision` is (step, longer interval) or None; up to its step `every` is in force.
+    """
+    at, longer = decision or (until, every)
+    at = min(max(at, since), until)
+    found = [(since, at, every), (at, until, longer)]
+    return [span for span in found if span[0] < span[1]]
+
+
 class Rhythm:
     """The steps at which a run validates, and the one decision about them."""
 

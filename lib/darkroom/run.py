@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +160,26 @@ class RunDirectory:
             return ""
         path.unlink(missing_ok=True)
         return word
+
+    def asked(self, step: int, signals) -> tuple[str, str] | None:
+        """Return what to do now: (status, why to stop), ("validate", ""), ("save", "") or None.
+
+        `signals` are `interrupts.StopSignals`. A pause waits here, until a signal or a word.
+        """
+        again = f"step {step} is finished and saved; run the same again to continue"
+        word = self.control()
+        if word == "pause":
+            self.status("paused", step)
+            while not (signals.received or (word := self.control())):
+                time.sleep(0.2)
+            self.status("running", step)
+        if signals.received:
+            terminated = signals.received == signal.SIGTERM
+            name = "terminated" if terminated else "interrupted"
+            return name, f"{name} by {'SIGTERM' if terminated else 'an interrupt'}: {again}"
+        if word == "stop":
+            return "stopped", f"stopped by request: {again}"
+        return (word, "") if word in ("validate", "save") else None
 
 
 def _version(name: str) -> str | None:

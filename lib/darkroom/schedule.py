@@ -63,14 +63,15 @@ def stage_changes(config, step: int, horizon: int) -> dict[str, object]:
         for key, target in stage.changes.items():
             number = isinstance(target, (int, float)) and not isinstance(target, bool)
             if share < 1 and number and key.startswith(("loss.", "optim.")):
-                before = changes.get(key, _value(config, key))
+                before = changes.get(key, value_of(config, key))
                 changes[key] = before + share * (target - before)
             else:
                 changes[key] = target
     return changes
 
 
-def _value(config, key: str) -> float:
+def value_of(config, key: str):
+    """Return the value of a dotted key; a phase without a section of its own has the defaults."""
     parts = key.split(".")
     if parts[0] == "optim" and parts[1] != "schedule":
         return getattr(config.optim.for_phase(parts[1]), parts[2])

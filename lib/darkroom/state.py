@@ -5,6 +5,10 @@ Everything that a step changes is here, and all of it is what a checkpoint holds
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from . import checkpoint, data, optim, recipes, schedule
@@ -16,8 +20,10 @@ class TrainingState:
     """Recipe, phases of the stage in force, their optimizers, the EMA and the sample feed."""
 
     def __init__(
-        self, config, samples, device, dtype, scaler, *, process: int, processes: int
+        self, config, samples, device, dtype, scaler, *, process: int, processes: int, began=None
     ) -> None:
+        self.began = time.perf_counter() if began is None else began
+        self.before = 0.0  # wall seconds of the processes before this one, up to their last save
         self.config, self.device, self.scaler = config, device, scaler
         self.recipe = recipes.build(config)
         recipes.place(self.recipe, device, dtype, data.prompts(config, samples))
@@ -29,7 +35,13 @@ class TrainingState:
         self.met: dict = {}  # every phase so far, by name
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.ema: optim.EMA | None = None
+        self.untouched: dict[str, torch.Tensor] | None = None  # see `aside`
         self._cover()
+
+    @property
+    def elapsed(self) -> float:
+        """Wall seconds of the run so far, over all its processes."""
+        return self.before + time.perf_counter() - self.began
 
     def follow_stages(self, step: int) -> None:
         """Take over what the stages change at this step."""
@@ -49,6 +61,8 @@ class TrainingState:
         if before != [phase.name for phase in self.phases]:
             self.feed.close()
         for phase in self.phases:
+            if self.untouched is not None and phase.name not in self.met:
+                self.untouched |= {n: _copy(p) for n, p in phase.parameters.items()}
             self.met[phase.name] = phase
             if phase.name not in self.optimizers:
                 section = self.stage.optim.for_phase(phase.name)
@@ -84,6 +98,7 @@ class TrainingState:
             "micro_batch": {p.name: self.feed.micro_batch(p) for p in self.phases},
             "horizon": self.horizon,
             "seconds": self.seconds,
+            "elapsed": self.elapsed,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "config": self.config.to_dict(),
             "config_hash": self.config.hash,
@@ -92,10 +107,16 @@ class TrainingState:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: phases of every stage passed come back with their state."""
         self.step, self.seconds = saved.step, saved.state["seconds"]
+        self.before = saved.state.get("elapsed", self.seconds)  # older checkpoints know steps alone
         if self.horizon is not None:
             passed = [b for b in schedule.boundaries(self.config, self.horizon) if b <= self.step]
             for step in [*passed, self.step]:
                 self.follow_stages(step)
+        self._load(saved)
+        self.feed.positions.update(saved.state["positions"])
+        self.feed.close()
+
+    def _load(self, saved: checkpoint.Checkpoint) -> None:
         checkpoint.load_weights(self.recipe, saved.tensors["weights"])
         for phase in self.met.values():
             optimizer = self.optimizers[phase.name]
@@ -105,15 +126,60 @@ class TrainingState:
             for name, value in saved.tensors["ema"].items():
                 # into the tensor that is there: its memory layout decides which kernels restore
                 self.ema.shadow[name].copy_(value)
-        self.feed.positions.update(saved.state["positions"])
-        self.feed.close()
         if self.scaler:
             self.scaler.load_state_dict(saved.state["scaler"])
 
     def snapshot(self) -> checkpoint.Checkpoint:
-        """Return a copy in memory of what a checkpoint would hold."""
+        """Return a copy in the CPU's memory of what a checkpoint would hold."""
         parts = {
-            part: {name: value.clone() for name, value in values.items()}
+            part: {name: _copy(value) for name, value in values.items()}
             for part, values in self.tensors().items()
         }
         return checkpoint.Checkpoint(self.step, parts, self.document())
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let a `with` block take steps, in any stage, on a feed of its own; nothing of it stays.
+
+        Weights, moments, averages, positions, the stage and the global random state are put back
+        bit for bit, those of phases that first appear in the block included. The copies lie in the
+        CPU's memory. The training's own loader keeps its place.
+        """
+        saved, self.untouched = self.snapshot(), {}
+        fields = ("step", "seconds", "horizon", "stage", "changes", "phases", "feed")
+        kept = {name: getattr(self, name) for name in fields}
+        met, optimizers = dict(self.met), dict(self.optimizers)
+        averaged = set(self.ema.shadow) if self.ema else set()
+        self.feed = _another(self.feed)
+        cards = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(cards):
+                yield
+        finally:
+            self.feed.close()
+            for name, value in kept.items():
+                setattr(self, name, value)
+            for phase in self.met.values():
+                for parameter in phase.parameters.values():
+                    parameter.grad = None
+            self.met, self.optimizers = met, optimizers
+            checkpoint.load_weights(self.recipe, self.untouched)
+            self.untouched = None
+            if self.ema:
+                self.ema.shadow = {n: t for n, t in self.ema.shadow.items() if n in averaged}
+                self.ema.join(self.phases[0].parameters)
+            self._load(saved)
+
+
+def _another(feed: Feed) -> Feed:
+    """Return a feed at the same place, with a loader of its own."""
+    other = Feed(
+        feed.config, feed.draw, feed.samples, process=feed.process, processes=feed.processes
+    )
+    other.positions, other.micro = dict(feed.positions), dict(feed.micro)
+    other.dataset.decoded = feed.dataset.decoded
+    return other
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)

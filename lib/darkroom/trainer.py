@@ -23,17 +23,19 @@ from . import (
     schedule,
     selection,
     tracking,
+    turn,
     validate,
 )
+from .pace import Pace
 from .paths import RunLock
 from .preflight import check_sizes, check_weights
 from .preview import log_images, restored
+from .probe import Probe
 from .progress import Quiet
 from .rhythm import Rhythm
 from .run import Result, RunDirectory
-from .schedule import PROBE_STEPS, PROBE_WARMUP
 from .state import TrainingState
-from .turn import NonFinite, Turn
+from .turn import NonFinite
 
 __all__ = ["NonFinite", "Result", "Trainer", "train"]
 
@@ -44,14 +46,14 @@ def train(config, progress=None) -> Result:
     Raises Interrupted after SIGINT and Terminated after SIGTERM, both once the step is finished and
     saved. RunMismatch, RunLocked, ValueError and SampleError say what to change.
     """
-    main = int(os.environ.get("RANK", "0")) == 0
+    began, main = time.perf_counter(), int(os.environ.get("RANK", "0")) == 0
     tracking.require(config, network=main)
     exchange.check_start(config)
     check_weights(config)
     run, trainer = RunDirectory(config), None
     with RunLock(run.path) if main else nullcontext(), interrupts.StopSignals() as signals:
         try:
-            trainer = Trainer(config, run, signals, progress or Quiet())
+            trainer = Trainer(config, run, signals, progress or Quiet(), began)
             result = trainer.loop()
         except BaseException as error:
             if main:
@@ -73,9 +75,9 @@ def train(config, progress=None) -> Result:
 
 
 class Trainer:
-    """A run in progress: set up once, then `loop`."""
+    """A run in progress: set up once, then `loop`; `began` is when, by the performance counter."""
 
-    def __init__(self, config, run: RunDirectory, signals, progress) -> None:
+    def __init__(self, config, run: RunDirectory, signals, progress, began=None) -> None:
         from accelerate import Accelerator
 
         self.config, self.run, self.signals = config, run, signals
@@ -97,8 +99,10 @@ class Trainer:
             torch.amp.GradScaler(self.device.type) if self.precision.scaled else None,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
+            began=began,
         )
         self.rhythm = Rhythm(config, run)
+        self.pace = Pace(config, run, self.state, self.rhythm, self.main, len(samples))
         self.state.horizon, _ = schedule.horizon(config, len(samples))
         if self.state.horizon is None:
             self.state.horizon = run.decided("horizon")
@@ -109,12 +113,15 @@ class Trainer:
         """Train from the current step to the horizon."""
         state, train = self.state, self.config.train
         if state.horizon is None:
-            state.horizon = self._probe()
+            state.horizon = self._fill_hours()
         self.end = state.horizon + (train.extend or 0)
         over = rerun.stopped_early(self.run.path, self.config, self.saved) if self.main else None
         if stopped := self._agree(over):
             return self._finish(*stopped)
         self._announce()
+        self.pace.watch.precise = self._agree(self.pace.begin(self.end))
+        if stopped := self._agree(self.pace.spent()):
+            return self._finish(*stopped)
         while state.step < self.end:
             started = time.perf_counter()
             state.feed.resize(self.run.decided("micro_batch", {}, at=state.step))
@@ -135,14 +142,13 @@ class Trainer:
                 self._save(best)
             if stop:
                 return self._finish(*stop)
+            if self.pace.stepped():
+                self.pace.foresee(self._probe())
         return self._finish("completed", f"all {self.end} steps are done")
 
     def _take_turns(self, steps_left: int) -> dict[str, float]:
-        row: dict[str, float] = {}
-        for phase in self.state.phases:
-            turn = Turn(self.state, self.run, self.accelerator, self.precision.dtype, phase)
-            row |= turn.take(steps_left)
-        return row
+        dtype, watch = self.precision.dtype, self.pace.watch
+        return turn.all_phases(self.state, self.run, self.accelerator, dtype, watch, steps_left)
 
     # --- where it starts and ends -------------------------------------------------------------
 
@@ -160,20 +166,15 @@ class Trainer:
             self.run.rewind(self.state.step)
             rerun.mend_links(self.run.path, self.config, self.saved)
 
-    def _probe(self) -> int:
-        """Time some steps, put everything back, and fix the horizon that fills `train.hours`."""
-        before, started = self.state.snapshot(), 0.0
-        for n in range(PROBE_STEPS):
-            if n == PROBE_WARMUP:
-                started = time.perf_counter()
-            self._take_turns(PROBE_STEPS - n)
-            self.state.step += 1
-        seconds = (time.perf_counter() - started) / (PROBE_STEPS - PROBE_WARMUP)
-        self.state.restore(before)
-        horizon = max(1, int(self.config.train.hours * 3600 / seconds))
-        horizon = self._agree(horizon)
+    def _probe(self) -> Probe:
+        accelerator, dtype = self.accelerator, self.precision.dtype
+        return Probe(self.state, self.run, accelerator, dtype, self.validation_samples)
+
+    def _fill_hours(self) -> int:
+        """Fix the horizon at which the whole run fills `train.hours`; steps are timed for it."""
+        horizon = self._agree(self.pace.fill(self._probe()))
         if self.main:
-            reason = f"{self.config.train.hours} h at {seconds:.3f} s a step"
+            reason = f"{self.config.train.hours} h: {self.pace.forecast.line()}"
             self.run.decide(0, "horizon", horizon, reason)
         return horizon
 
@@ -189,6 +190,7 @@ class Trainer:
         if self.main:
             self.run.status(status, self.state.step, reason)
             self.run.note(f"step {self.state.step}: {status}: {reason}")
+            self.run.note(f"step {self.state.step}: {self.pace.summary()}")
         self.trackers.close()
         self.progress.close(status)
         return Result(self.run.path, self.state.step, status, reason)
@@ -210,13 +212,19 @@ class Trainer:
         self.progress.start(self.end, self.state.step)
 
     def _log(self, row: dict) -> None:
-        if self.main and self._due(self.config.train.log_every, at_end=True):
+        if not (self.main and self._due(self.config.train.log_every, at_end=True)):
+            return
+        with self.pace.watch.part("logging"):
             row["images"] = self.state.feed.positions[self.state.phases[0].name]
             row["seconds"] = round(self.state.seconds, 3)
             row |= tracking.memory_row(self.device)
             self.run.rows.append(row)
             self.trackers.log({k: v for k, v in row.items() if "/" in k}, self.state.step)
-            self.progress.update(row)
+            news, self.pace.news = self.pace.news, None
+            shown = {"left_seconds": self.pace.left_seconds()} | (
+                {"forecast": news} if news else {}
+            )
+            self.progress.update(row | shown)
 
     def _averaged(self):
         return self.state.ema.applied() if self.state.ema else nullcontext()
@@ -225,16 +233,23 @@ class Trainer:
         if not self.main:
             return
         recipe, dataset, step = self.state.recipe, self.state.feed.dataset, self.state.step
-        with autocast.on(self.device, self.precision.dtype):
-            both = self.trackers.names and self.state.ema
-            pictures = {"raw": restored(recipe, dataset)} if both else {}
-            with self._averaged():
-                pictures |= log_images(recipe, dataset, self.run.path, step)
-        self.progress.images(step, pictures)
-        self.trackers.images(pictures, step)
+        with self.pace.watch.part("pictures"):
+            with autocast.on(self.device, self.precision.dtype):
+                both = self.trackers.names and self.state.ema
+                pictures = {"raw": restored(recipe, dataset)} if both else {}
+                with self._averaged():
+                    pictures |= log_images(recipe, dataset, self.run.path, step)
+            self.progress.images(step, pictures)
+            self.trackers.images(pictures, step)
 
     def _validate(self) -> tuple[bool, tuple[str, str] | None]:
         """Score the validation set; returns whether it is the best yet, and why to stop early."""
+        with self.pace.watch.part("validation"):
+            verdict = self._scored()
+        verdict, self.rhythm.decision = self._agree((verdict, self.rhythm.decision))
+        return verdict
+
+    def _scored(self) -> tuple[bool, tuple[str, str] | None]:
         verdict, step, started = (False, None), self.state.step, time.perf_counter()
         if self.main and len(self.validation_samples):
             averaged = self.state.ema is not None and self.config.validation.weights == "ema"
@@ -254,26 +269,26 @@ class Trainer:
             verdict = selection.judge(validate.read(self.run.path), self.config, step)
             seconds = time.perf_counter() - started
             self.rhythm.validated(step, seconds, self.state.seconds / step)
-        verdict, self.rhythm.decision = self._agree((verdict, self.rhythm.decision))
         return verdict
 
     def _save(self, best: bool) -> None:
         if not self.main:
             return
-        step = self.state.step
-        if self.saved != step:
-            size = checkpoint.save(self.run.path, step, self.state.tensors(), self.state.document())
-            self.run.note(f"step {step}: checkpoint of {size:,} bytes")
-            self.saved = step
-        if best:
-            checkpoint.link(self.run.path, "best", step)
-        checkpoint.prune(self.run.path, self.config.train.keep_last)
+        step, state = self.state.step, self.state
+        with self.pace.watch.part("save"):
+            if self.saved != step:
+                size = checkpoint.save(self.run.path, step, state.tensors(), state.document())
+                self.run.note(f"step {step}: checkpoint of {size:,} bytes")
+                self.saved = step
+            if best:
+                checkpoint.link(self.run.path, "best", step)
+            checkpoint.prune(self.run.path, self.config.train.keep_last)
 
     # --- what is asked of it ------------------------------------------------------------------
 
     def _requests(self) -> tuple[str, str] | None:
         """Return why to stop now: a signal or a word in the control file; pausing waits here."""
-        request = self._agree(self._asked() if self.main else None)
+        request = self._agree(self.pace.asked(self.signals) if self.main else None)
         if request == ("validate", ""):
             best, stop = self._validate()
             self._save(best)
@@ -282,19 +297,3 @@ class Trainer:
             self._save(False)
             return None
         return request
-
-    def _asked(self) -> tuple[str, str] | None:
-        again = f"step {self.state.step} is finished and saved; run the same again to continue"
-        word = self.run.control()
-        if word == "pause":
-            self.run.status("paused", self.state.step)
-            while not (self.signals.received or (word := self.run.control())):
-                time.sleep(0.2)
-            self.run.status("running", self.state.step)
-        if self.signals.received:
-            terminated = self.signals.received == interrupts.signal.SIGTERM
-            name = "terminated" if terminated else "interrupted"
-            return name, f"{name} by {'SIGTERM' if terminated else 'an interrupt'}: {again}"
-        if word == "stop":
-            return "stopped", f"stopped by request: {again}"
-        return (word, "") if word in ("validate", "save") else None

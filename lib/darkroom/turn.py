@@ -7,22 +7,39 @@ import torch
 
 from . import checkpoint, schedule, step
 from .recipes.protocol import buffers, grad_norm_modules
+from .stopwatch import Stopwatch
 
 
 class NonFinite(RuntimeError):
     """A loss or a gradient is not finite; the message names the samples."""
 
 
-class Turn:
-    """The turn of one phase in the step that `state` is in."""
+def all_phases(state, run, accelerator, dtype: torch.dtype, watch, steps_left: int) -> dict:
+    """Take the turn of every phase: one step. Returns its row; `steps_left` includes this one."""
+    row: dict[str, float] = {}
+    for phase in state.phases:
+        row |= Turn(state, run, accelerator, dtype, phase, watch).take(steps_left)
+    return row
 
-    def __init__(self, state, run, accelerator, dtype: torch.dtype, phase) -> None:
+
+class Turn:
+    """The turn of one phase in the step that `state` is in.
+
+    `run` records a smaller micro batch after an out-of-memory error; None: the error is raised.
+    """
+
+    def __init__(self, state, run, accelerator, dtype: torch.dtype, phase, watch=None) -> None:
         self.state, self.run, self.accelerator = state, run, accelerator
         self.dtype, self.phase = dtype, phase
         self.first = phase is state.phases[0]
+        self.watch = watch or Stopwatch()
 
     def take(self, steps_left: int) -> dict[str, float]:
         """Draw E samples, take one optimizer step; returns the turn's part of the row."""
+        with self.watch.part(self.phase.name):
+            return self._take(steps_left)
+
+    def _take(self, steps_left: int) -> dict[str, float]:
         state, phase, train = self.state, self.phase, self.state.config.train
         state.recipe.begin(phase)
         kept = {name: b.clone() for name, b in buffers(state.recipe).items()}
@@ -46,15 +63,16 @@ class Turn:
         factor = schedule.lr_factor(
             state.stage.optim.schedule, phase.lr, state.step, state.horizon or steps_left
         )
-        step.apply(
-            phase,
-            optimizer,
-            lr=phase.lr * factor,
-            norm=norm,
-            clip=train.clip,
-            ema=state.ema if self.first else None,
-            scaler=state.scaler,
-        )
+        with self.watch.part("optimizer and EMA"):
+            step.apply(
+                phase,
+                optimizer,
+                lr=phase.lr * factor,
+                norm=norm,
+                clip=train.clip,
+                ema=state.ema if self.first else None,
+                scaler=state.scaler,
+            )
         state.feed.taken(phase)
         row = _means(phase.name, logs) | (_by_degradation(logs, seen) if self.first else {})
         if state.scaler is not None:
@@ -76,14 +94,20 @@ class Turn:
         """Yield the micro batches on the device; notes their samples and, when due, term norms."""
         every, now = self.state.config.train.grad_norm_every, self.state.step + 1
         due = bool(every) and self.first and now % every == 0
-        for batch in self.state.feed.take(self.phase, self.state.phases, steps_left):
+        batches = iter(self.state.feed.take(self.phase, self.state.phases, steps_left))
+        while True:
+            with self.watch.part("loader"):
+                batch = next(batches, None)
+            if batch is None:
+                return
             self.seen += [
                 {"position": p, "degradation": d}
                 for p, d in zip(batch.positions, batch.degradations, strict=True)
             ]
             batch = batch.to(self.state.device)
             if due and not self.norms:
-                self.norms = self._term_norms(batch)
+                with self.watch.part("gradient norms"):
+                    self.norms = self._term_norms(batch)
             yield batch
 
     def _term_norms(self, batch) -> dict[str, float]:
@@ -96,6 +120,8 @@ class Turn:
 
     def _shrink(self, error: Exception) -> None:
         """Take the next smaller divisor as micro batch; effective batch and samples stay."""
+        if self.run is None:
+            raise error
         feed, phase = self.state.feed, self.phase
         micro, smaller = feed.micro_batch(phase), feed.smaller(phase)
         advice = None

@@ -17,6 +17,7 @@ PERMITTED = (
     "restore.",
     "tracking.",
     "ablation.",
+    "budget.",
     "data.workers",
     "data.prefetch",
     "train.extend",
