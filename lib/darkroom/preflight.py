@@ -158,14 +158,44 @@ def planned(config, run, device, validation_samples=None, *, precision=None, pro
     return verdict
 
 
-def check_disk(config, run, recipe) -> None:
-    """Hold the run's checkpoints against budget.disk_gib and what is free; notes a warning.
+def held(config, run, accelerator, dtype, validation_samples):
+    """Return `planned`'s verdict on the main process; the others (None) read what it decided."""
+    from .precision import DTYPES
+
+    if not accelerator.is_main_process:
+        run.made = run.decisions.read()
+        return None
+    kind = next(name for name, value in DTYPES.items() if value == dtype)
+    processes = accelerator.num_processes
+    return planned(
+        config,
+        run,
+        accelerator.device,
+        validation_samples,
+        precision=kind,
+        processes=processes,
+    )
+
+
+def compared(config, run, verdict) -> list[str]:
+    """Return what there is to say of predicted against measured memory, at a run's end."""
+    from .plan import budget
+
+    if verdict is None or verdict.plan is None:
+        return []
+    rows = run.rows.read()
+    return budget.measured(config, verdict.plan, rows[-1], verdict.card) if rows else []
+
+
+def check_disk(config, run, recipe, *, note: bool = True) -> None:
+    """Hold the run's checkpoints against budget.disk_gib and what is free; may note a warning.
 
     Raises ValueError as `plan.disk.disk` does.
     """
     from .plan import disk
 
-    for line in disk.disk(config, recipe).warnings:
+    found = disk.disk(config, recipe)
+    for line in found.warnings if note else ():
         run.note(line)
 
 

@@ -75,6 +75,8 @@ class RunDirectory:
             if changes and not self.begun() and write:
                 self.note(f"never begun, so the config may change: {'; '.join(changes)}")
                 (self.path / "index.parquet").unlink(missing_ok=True)
+                self.decisions.rewind(-1)
+                self.made = []
             elif changes:
                 listing = "\n  ".join(changes)
                 raise RunMismatch(
@@ -97,10 +99,11 @@ class RunDirectory:
         return threads
 
     def begun(self) -> bool:
-        """Tell whether there is a step, a decision or a checkpoint to lose."""
+        """Tell whether there is a step, a decision in one or a checkpoint to lose."""
         checkpoints = self.path / "checkpoints"
+        decided = any(row["step"] for row in self.made)
         return bool(
-            self.made or self.rows.read() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+            decided or self.rows.read() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
         )
 
     def rewind(self, step: int) -> None:

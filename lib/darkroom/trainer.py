@@ -19,6 +19,7 @@ from . import (
     exchange,
     interrupts,
     precision,
+    preflight,
     rerun,
     schedule,
     selection,
@@ -28,7 +29,6 @@ from . import (
 )
 from .pace import Pace
 from .paths import RunLock
-from .preflight import check_sizes, check_weights
 from .preview import log_images, restored
 from .probe import Probe
 from .progress import Quiet
@@ -49,7 +49,7 @@ def train(config, progress=None) -> Result:
     began, main = time.perf_counter(), int(os.environ.get("RANK", "0")) == 0
     tracking.require(config, network=main)
     exchange.check_start(config)
-    check_weights(config)
+    preflight.check_weights(config)
     run, trainer = RunDirectory(config), None
     with RunLock(run.path) if main else nullcontext(), interrupts.StopSignals() as signals:
         try:
@@ -87,20 +87,25 @@ class Trainer:
         self.progress = progress if self.main else Quiet(io.StringIO())
         self.device = self.accelerator.device
         self.precision = precision.choose(config, self.device)
+        self.dtype = self.precision.dtype
         with self.accelerator.main_process_first():  # the others read what it writes
             torch.set_num_threads(run.open(torch.get_num_threads(), write=self.main))
             samples, self.validation_samples = run.samples("train"), run.samples("val")
-        check_sizes(config, samples)
+            preflight.check_sizes(config, samples)
+            self.verdict = preflight.held(
+                config, run, self.accelerator, self.dtype, self.validation_samples
+            )
         self.state = TrainingState(
             config,
             samples,
             self.device,
-            self.precision.dtype,
+            self.dtype,
             torch.amp.GradScaler(self.device.type) if self.precision.scaled else None,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             began=began,
         )
+        preflight.check_disk(config, run, self.state.recipe, note=self.main)
         self.rhythm = Rhythm(config, run)
         self.pace = Pace(config, run, self.state, self.rhythm, self.main, len(samples))
         self.state.horizon, _ = schedule.horizon(config, len(samples))
@@ -126,7 +131,9 @@ class Trainer:
             started = time.perf_counter()
             state.feed.resize(self.run.decided("micro_batch", {}, at=state.step))
             state.follow_stages(state.step)
-            row = {"step": state.step + 1} | self._take_turns(self.end - state.step)
+            left, watch = self.end - state.step, self.pace.watch
+            turns = turn.all_phases(state, self.run, self.accelerator, self.dtype, watch, left)
+            row = {"step": state.step + 1} | turns
             state.step += 1
             seconds = time.perf_counter() - started
             state.seconds += seconds
@@ -146,10 +153,6 @@ class Trainer:
                 self.pace.foresee(self._probe())
         return self._finish("completed", f"all {self.end} steps are done")
 
-    def _take_turns(self, steps_left: int) -> dict[str, float]:
-        dtype, watch = self.precision.dtype, self.pace.watch
-        return turn.all_phases(self.state, self.run, self.accelerator, dtype, watch, steps_left)
-
     # --- where it starts and ends -------------------------------------------------------------
 
     def _resume(self) -> None:
@@ -167,8 +170,7 @@ class Trainer:
             rerun.mend_links(self.run.path, self.config, self.saved)
 
     def _probe(self) -> Probe:
-        accelerator, dtype = self.accelerator, self.precision.dtype
-        return Probe(self.state, self.run, accelerator, dtype, self.validation_samples)
+        return Probe(self.state, self.run, self.accelerator, self.dtype, self.validation_samples)
 
     def _fill_hours(self) -> int:
         """Fix the horizon at which the whole run fills `train.hours`; steps are timed for it."""
@@ -189,8 +191,9 @@ class Trainer:
     def _finish(self, status: str, reason: str) -> Result:
         if self.main:
             self.run.status(status, self.state.step, reason)
-            self.run.note(f"step {self.state.step}: {status}: {reason}")
-            self.run.note(f"step {self.state.step}: {self.pace.summary()}")
+            compared = preflight.compared(self.config, self.run, self.verdict)
+            for line in [f"{status}: {reason}", self.pace.summary(), *compared]:
+                self.run.note(f"step {self.state.step}: {line}")
         self.trackers.close()
         self.progress.close(status)
         return Result(self.run.path, self.state.step, status, reason)
@@ -198,9 +201,8 @@ class Trainer:
     # --- what is written and shown ------------------------------------------------------------
 
     def _due(self, every: int | None, at_end: bool = False) -> bool:
-        if every is None:
-            return False
-        return self.state.step % every == 0 or (at_end and self.state.step == self.end)
+        step = self.state.step
+        return every is not None and (step % every == 0 or (at_end and step == self.end))
 
     def _announce(self) -> None:
         if self.main:
@@ -221,9 +223,8 @@ class Trainer:
             self.run.rows.append(row)
             self.trackers.log({k: v for k, v in row.items() if "/" in k}, self.state.step)
             news, self.pace.news = self.pace.news, None
-            shown = {"left_seconds": self.pace.left_seconds()} | (
-                {"forecast": news} if news else {}
-            )
+            shown = {"left_seconds": self.pace.left_seconds()}
+            shown |= {"forecast": news} if news else {}
             self.progress.update(row | shown)
 
     def _averaged(self):
@@ -234,7 +235,7 @@ class Trainer:
             return
         recipe, dataset, step = self.state.recipe, self.state.feed.dataset, self.state.step
         with self.pace.watch.part("pictures"):
-            with autocast.on(self.device, self.precision.dtype):
+            with autocast.on(self.device, self.dtype):
                 both = self.trackers.names and self.state.ema
                 pictures = {"raw": restored(recipe, dataset)} if both else {}
                 with self._averaged():

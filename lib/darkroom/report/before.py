@@ -26,13 +26,14 @@ def preflight(config) -> Table:
     """Return the table of what is about to run: device, precision, batch, horizon, and why."""
     import polars as pl
 
+    from ..plan import budget
     from ..plan.memory import build_on_meta
     from ..preflight import check_sizes, check_weights, report
 
     check_weights(config)
     samples = _samples(config)
     check_sizes(config, samples)
-    rows = list(report(config, samples, build_on_meta(config)))
+    rows = list(report(config, samples, build_on_meta(config), budget.check(config)))
     steps, reason = horizon(config, len(samples))
     seen = f"; {steps * config.train.effective_batch:,} images seen" if steps else ""
     rows.append(("horizon", f"{steps:,} steps" if steps else "not yet known", reason + seen))
