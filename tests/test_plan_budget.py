@@ -343,6 +343,7 @@ def test_an_open_micro_batch_is_fitted_once_and_replayed(root, worker):
     assert verdict.plan.peak_gib == pytest.approx(limit / 1.01)
     assert run.decided("micro_batch") == {"generator": 2, "discriminator": 2}
     assert verdict.line in (run.path / "train.log").read_text()
+    run.rows.append({"step": 1})
     smaller = config.with_changes({"budget.memory_gib": limit / 2})
     assert not preflight.planned(smaller, again := RunDirectory(smaller), CPU).fits
     assert again.made == run.made  # it has begun: it goes on as it was decided

@@ -145,10 +145,11 @@ def planned(config, run, device, validation_samples=None, *, precision=None, pro
         options["validation_size"] = _largest(config, validation_samples)
     begun = run.begun()
     sizes = run.decided("micro_batch")
-    if not sizes and not begun:
+    if not begun:
         found = budget.fitting_micro(config, device, processes=processes, **options)
-        if found is not None:
-            sizes = dict.fromkeys(PHASES[config.model.recipe], found[0])
+        fitted = dict.fromkeys(PHASES[config.model.recipe], found[0]) if found else sizes
+        if fitted != sizes:
+            sizes = fitted
             run.decide(0, "micro_batch", sizes, found[1])
     if sizes:
         config = config.with_changes({"train.micro_batch": max(sizes.values())})
