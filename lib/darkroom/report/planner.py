@@ -53,7 +53,10 @@ class Answers:
     def own(self) -> levers.Choice:
         """Return the config's own values as a choice."""
         train = self.config.train
-        values = {f"train.checkpointing.{k}": v for k, v in train.checkpointing}
+        values = {
+            f"train.checkpointing.{k}": tuple(v) if isinstance(v, list) else v
+            for k, v in train.checkpointing
+        }
         values["train.tail_micro_batch"] = train.tail_micro_batch
         structure = tuple((k, values[k]) for k, _ in self.structures[0])
         first = self.config.optim.for_phase(levers.PHASES[self.config.model.recipe][0])
@@ -167,8 +170,9 @@ class Panel:
                 self.switches[part] = w.Checkbox(value=on, description=label, indent=True, **wide)
         self.tail = None
         if "train.tail_micro_batch" in values:
+            tails = sorted({1, 2, values["train.tail_micro_batch"] or 1})
             self.tail = w.Dropdown(
-                options=[("all", None), ("1", 1), ("2", 2)],
+                options=[("all", None), *((str(n), n) for n in tails)],
                 value=values["train.tail_micro_batch"],
                 description="decoded and judged at once",
                 **wide,
