@@ -36,7 +36,7 @@ demo: .venv/.installed ## index, train and validate on real photographs: noteboo
 	@$(BIN)/python -c 'import json; status = json.load(open("runs/tiny/status.json")); \
 	  print("runs/tiny:", status); raise SystemExit(status["status"] != "completed")'
 
-test: .venv/.installed ## every test, no network needed
+test: .venv/.installed ## every test but the slow ones, no network needed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lab: .venv/.installed ## JupyterLab on the notebooks
@@ -50,6 +50,7 @@ bench: .venv/.installed ## every benchmark, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 accept: .venv/.installed ## the long acceptance runs (hours); the tests hold shortened copies
+	$(BIN)/python -m pytest -n 2 -m slow
 	@failed=""; for file in accept/*.py; do \
 	  echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }

@@ -9,8 +9,7 @@ import torch
 
 def kept_bytes(network: torch.nn.Module, forward) -> int:
     """Run `forward()` and return the bytes of the storages it keeps, the network's own aside."""
-    own = {id(t.untyped_storage()) for t in (*network.parameters(), *network.buffers())}
-    own |= {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
+    own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     kept = {}
 
     def keep(tensor):

@@ -81,6 +81,7 @@ def test_two_sizes_tell_every_micro_batch_with_and_without_accumulation(config, 
         held(found.outcome(choice), plan, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_law_of_a_tail_holds_for_other_batches(config, worker):
     structure = tuple(
         (k, 1 if k == "train.tail_micro_batch" else v)
@@ -92,6 +93,7 @@ def test_the_law_of_a_tail_holds_for_other_batches(config, worker):
     held(found.outcome(levers.Choice(structure, 6, False, False, True)), plan, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_rank_and_pixels_are_linear_too(lora):
     structure = planner.Answers(lora, CARD, "bf16").own().structure
     points = [(samples, rank, 64) for rank in (8, 4) for samples in (2, 3)]

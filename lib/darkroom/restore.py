@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -264,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     if wrong:
         parser.error(f"--override takes KEY=VALUE, not {wrong[0]!r}")
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & sets it to ignore
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             override = {key: yaml.safe_load(value) for key, _, value in pairs}

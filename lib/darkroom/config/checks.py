@@ -54,7 +54,8 @@ def notes(config) -> list[str]:
     why = (
         f"train.effective_batch {train.effective_batch} / train.micro_batch {micro} on one process"
         if train.micro_batch
-        else f"train.micro_batch is null, so the whole effective batch of {micro} at once"
+        else f"train.micro_batch is null, so the whole effective batch of {micro} at once, or what "
+        "fits the budget"
     )
     lines = [f"accumulation {train.accumulation}: {why}"]
     horizon = next(name for name in HORIZONS if getattr(train, name) is not None)
