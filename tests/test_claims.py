@@ -235,6 +235,7 @@ def test_what_the_guides_levers_save_is_as_stated(widened, resident):
     states("memory falls", f"{standard - static:.1f} GiB of {standard:.1f}")
 
 
+@pytest.mark.slow
 def test_the_operations_of_the_guides_tiers_are_as_stated():
     network = guide_networks.qwen(guide_networks.SVG_VOCABULARY).to(torch.bfloat16).train()
     found = {}
@@ -292,6 +293,7 @@ def test_the_closed_form_of_next_dit_is_exact_and_gives_the_parameters_stated():
     states("(weights, gradients, moments of these)", *sizes)
 
 
+@pytest.mark.slow
 def test_the_operations_of_next_dit_and_their_bounds_are_as_stated():
     standard, fast = velocity_operations(STANDARD, 128), velocity_operations(FAST, 64)
     ultra, pixels = velocity_operations(ULTRA, 32), velocity_operations(FAST, 512, 3)

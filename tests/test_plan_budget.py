@@ -333,6 +333,7 @@ def test_the_report_before_the_start_shows_plan_budget_and_disk(root, plan):
     assert "planned peak" not in without and "checkpoints" in without
 
 
+@pytest.mark.slow
 def test_an_open_micro_batch_is_fitted_once_and_replayed(root, worker):
     keys = {"train.micro_batch": None, "train.effective_batch": 6, "data.crop_size": 64}
     options = {"device": "cpu", "keep": True, "worker": worker}

@@ -339,6 +339,7 @@ def test_steps_taken_aside_leave_nothing_behind(root):
     state.feed.close()
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_forecast(root):
     test_distributed.launch(root, 2, "two", **LONG)
     found = plan_time.read(root / "runs" / "two" / "forecast.json")

@@ -137,6 +137,7 @@ def test_adapters_are_counted_as_peft_builds_them():
         assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == counted
 
 
+@pytest.mark.slow
 def test_a_recipe_that_has_adapters_is_counted_without_them():
     keys = {"model.recipe": "one_step_gan", "model.size": "full", "model.lora_rank": 256}
     keys |= {"model.trunk": "convnext_xxlarge", "model.trunk_weights": None, "loss.gan": 0.5}

@@ -195,6 +195,8 @@ def check_disk(config, run, recipe, *, note: bool = True) -> None:
     """
     from .plan import disk
 
+    if config.budget.disk_gib is None and disk.plenty(config, recipe):
+        return
     found = disk.disk(config, recipe)
     for line in found.warnings if note else ():
         run.note(line)

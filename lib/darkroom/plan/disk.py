@@ -56,6 +56,13 @@ def disk(config, recipe=None) -> Disk:
     return held_against(config, checkpoint_bytes(config, recipe), held=held, free=free)
 
 
+def plenty(config, recipe) -> bool:
+    """Tell whether more is free than all checkpoints could take with every weight trained."""
+    count = sum(p.numel() for module in recipe.modules.values() for p in module.parameters())
+    most = 20 * count + STATE_BYTES  # weight, two moments, an average, and names
+    return shutil.disk_usage(_existing(config.run_dir)).free > 2 * most * checkpoints(config)
+
+
 def held_against(config, checkpoint_bytes: int, *, held: int, free: int) -> Disk:
     """Return `disk`'s result for a checkpoint of so many bytes, those held and those free."""
     count, budget = checkpoints(config), config.budget.disk_gib
