@@ -259,8 +259,13 @@ def test_drift_from_the_plan_is_a_warning_with_its_likely_cause(
     "keys",
     [
         {},
-        {"train.ema_decay": None, "optim.generator.name": "rmsprop"},
-        {"optim.generator.name": "adamw8bit", "optim.discriminator.name": "adamw8bit"},
+        pytest.param(
+            {"train.ema_decay": None, "optim.generator.name": "rmsprop"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"optim.generator.name": "adamw8bit", "optim.discriminator.name": "adamw8bit"},
+            marks=pytest.mark.slow,
+        ),
         {"stages": {"late": {"start": 2, "changes": {"loss.gan": 0.01}}}, "loss.gan": 0.0},
     ],
     ids=["a GAN", "rmsprop without EMA", "8 bit", "a phase that a stage brings"],

@@ -180,6 +180,7 @@ def test_arithmetic_that_a_card_has_no_units_for_runs_in_another():
     assert roofline.peak(old, "tf32") == roofline.peak(old, "fp32")
 
 
+@pytest.mark.slow
 def test_accumulation_repeats_the_turn_and_not_the_optimizer(config, worker):
     def step(micro):
         plan = exact(config, worker, **{"train.micro_batch": micro})

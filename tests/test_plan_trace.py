@@ -201,6 +201,7 @@ def test_planning_leaves_this_process_alone():
 INDEPENDENT_GIB = {6: 36.45, "tail": 13.49}
 
 
+@pytest.mark.slow
 def test_the_original_at_full_size_and_its_tail_one_sample_at_a_time(worker):
     plain = memory.trace(full(), worker=worker)
     tail = memory.trace(full(**{"train.tail_micro_batch": 1}), worker=worker)
