@@ -7,7 +7,7 @@ run's stored config with the one at hand.
 from __future__ import annotations
 
 from .compare import difference
-from .load import load_config
+from .load import load_config, pair
 from .names import ConfigError
 from .resolved import Config
 

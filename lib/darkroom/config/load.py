@@ -64,6 +64,21 @@ def load_config(
     return Config.from_dict(values, lambda path: _origin(path, layers, override))
 
 
+def pair(text: str) -> tuple[str, Any]:
+    """Return the key and the YAML value of "a.b=c": the type of --override in argparse."""
+    import argparse
+
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"takes KEY=VALUE, not {text!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"the value of {key!r} is no YAML: {error}") from None
+
+
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Return two nested dicts as one; where both have a value that is no dict, `above` wins."""
     merged = dict(below)
