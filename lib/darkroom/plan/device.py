@@ -102,6 +102,13 @@ _cpu_attention = torch.nn.functional.scaled_dot_product_attention
 
 
 _plain_group_norm = torch.nn.functional.group_norm
+_cpu_layouts = False
+
+
+def follow_cpu(yes: bool) -> None:
+    """Give results on the accelerator the layouts that a CPU's kernels give them, or CUDA's."""
+    global _cpu_layouts
+    _cpu_layouts = yes
 
 
 def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
@@ -109,8 +116,30 @@ def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
 
     So does a CPU for a single image, whose strides fake tensors take for channels last.
     """
-    x = x.contiguous() if x.device.type == NAME or len(x) == 1 else x
+    there = x.device.type == NAME
+    x = x.contiguous() if there and not _cpu_layouts or len(x) == 1 else x
+    if there and _cpu_layouts and weight is not None:
+        return _CPUGroupNorm.apply(x, num_groups, weight, bias, eps)
     return _plain_group_norm(x, num_groups, weight, bias, eps)
+
+
+class _CPUGroupNorm(torch.autograd.Function):
+    """Keep the order of a CPU's kernel in the backward too: elsewhere autograd copies for it."""
+
+    @staticmethod
+    def forward(ctx, x, groups, weight, bias, eps):
+        sizes = len(x), x.shape[1], x[0, 0].numel(), groups
+        result, mean, deviation = torch.ops.aten.native_group_norm(x, weight, bias, *sizes, eps)
+        ctx.save_for_backward(x, mean, deviation, weight)
+        ctx.sizes = sizes
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        needed = [ctx.needs_input_grad[k] for k in (0, 2, 3)]
+        backward = torch.ops.aten.native_group_norm_backward
+        found = backward(gradient, *ctx.saved_tensors, *ctx.sizes, needed)
+        return found[0], None, found[1], found[2], None
 
 
 def _convolution_order(x: torch.Tensor, weight: torch.Tensor, backend) -> torch.memory_format:

@@ -122,8 +122,8 @@ def trace(
     `device` is "accelerator" (a fake one that stands for a CUDA device) or "cpu". `precision` bf16,
     fp16 or fp32 stands for the config's own; auto is bf16 on the accelerator and fp32 on the CPU.
     `validation_size` is the (height, width) of restored pictures, by default the largest that the
-    config restores in one piece. `cpu_kernels` counts what oneDNN's convolutions allocate inside
-    themselves, by default on the CPU only. A `worker` is kept for further traces. With
+    config restores in one piece. `cpu_kernels` follows a CPU's kernels: their layouts, and what
+    oneDNN's convolutions allocate inside themselves; by default on the CPU only. A `worker` is kept for further traces. With
     `keep` the trace is kept below `<paths.runs>/.plan-cache`, and taken from there. Raises
     ValueError where the config is refused and PlanError where a run cannot be traced.
     """

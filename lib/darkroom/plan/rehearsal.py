@@ -16,6 +16,7 @@ from ..batch import Batch, Sample
 from ..preview import NUM_PREVIEWS
 from ..recipes.protocol import buffers, grad_norm_modules
 from ..tiling import AUTO_TILE, GPU_TILES, restore_native
+from .device import follow_cpu
 from .fakes import EightBit, Mode, to_device
 from .phase_names import BETWEEN, FIRST, LATER, NORMS, OPTIMIZER
 from .shapes import build_on_meta
@@ -51,7 +52,9 @@ class Rehearsal:
             name for c in self._stages() for p in self.recipe.phases(c) for name in p.parameters
         }
         self.tensors = [(f"{n}.{k}", t) for n, m in networks.items() for k, t in parameters(m)]
-        self.tracker = Tracker(device.type, networks, bool(options.get("cpu_kernels")))
+        cpu_kernels = bool(options.get("cpu_kernels"))
+        follow_cpu(cpu_kernels)
+        self.tracker = Tracker(device.type, networks, cpu_kernels)
         self.only = options.get("only")
         self.accumulation = config.train.effective_batch // (
             config.train.micro_batch or config.train.effective_batch
