@@ -17,7 +17,7 @@ help: ## list the targets
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Darkroom needs Python >= 3.11; say which: make PYTHON=python3.12")'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv "$$(grep -oE '^torch==[0-9.]+' requirements.lock)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

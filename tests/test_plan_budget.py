@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_runs
 import torch
 from darkroom import load_config, preflight, recipes
-from darkroom.plan import budget, disk, gpus, memory, overhead, verify
+from darkroom.plan import budget, disk, gpus, levers, memory, overhead, verify
 from darkroom.run import RunDirectory
 
 CPU = torch.device("cpu")
@@ -203,6 +204,17 @@ def test_only_levers_that_are_there_and_not_on_are_ways_out(root, plan):
     regression = {"model.recipe": "regression", "loss.gan": 0.0}
     keys = {way.split()[0] for way in budget.ways_out(small(root, **regression), plan)}
     assert keys == {"train.checkpointing.network", "train.micro_batch", "train.ema_device"}
+
+
+def test_a_card_without_bfloat16_computes_fp16_and_is_offered_no_tail(root, plan):
+    assert gpus.card("T4").precision("auto") == "fp16"
+    assert gpus.card("A100-40G").precision("auto") == gpus.card("24 GiB").precision("auto")
+    assert gpus.card("T4").precision("fp32") == "fp32"
+    config = small(root)
+    tails = {dict(s)["train.tail_micro_batch"] for s in levers.structures(config, None, "fp16")}
+    assert tails == {None}
+    assert "train.tail_micro_batch 1" in budget.ways_out(config, plan)
+    assert not [w for w in budget.ways_out(config, replace(plan, precision="fp16")) if "tail" in w]
 
 
 def test_the_micro_batch_that_fits_is_the_largest_divisor_whose_plan_does(root, worker):

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from .config import Config, load_config
+from .config import OVERRIDE_HELP, Config, load_config, pair
 from .pace import FILE, SHORTEST
 from .paths import write_atomically
 from .progress import Quiet
@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m darkroom.forecast", description=__doc__)
     parser.add_argument("base", nargs="?", help="a params file, or its name")
     parser.add_argument("--run", help="run name; the params file's own by default")
-    parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--override", nargs="*", default=[], type=pair, metavar="KEY=VALUE", help=OVERRIDE_HELP
+    )
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)  # plan.time.forecast's own
     parsed = parser.parse_args(arguments)
     if parsed.config is not None:
@@ -64,19 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.base is None:
         parser.error("name a params file: params/tiny.yaml or tiny")
     import polars as pl
-    import yaml
 
     from .plan import cautions
     from .plan import time as plan_time
 
-    pairs = [p.partition("=") for p in parsed.override]
-    wrong = [key for key, equals, _ in pairs if not equals]
-    if wrong:
-        parser.error(f"--override takes KEY=VALUE, not {wrong[0]!r}")
     options = {"run": parsed.run} if parsed.run else {}
     try:
-        override = {key: yaml.safe_load(value) for key, _, value in pairs}
-        config = load_config(base=parsed.base, override=override, **options)
+        config = load_config(base=parsed.base, override=dict(parsed.override), **options)
         found = plan_time.forecast(config)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ import torch
 
 from . import data, images, inference, precision
 from .bar import bar as progress_bar
+from .config import OVERRIDE_HELP, load_config, pair
 from .tracking import Rows
 
 MANIFEST = "restored.jsonl"  # in OUT: a row a finished picture
@@ -230,7 +231,6 @@ def _is_made(row: dict | None, wanted: dict, output: Path) -> bool:
 
 def run_config(run: str, override: dict):
     """Return the config of a run (its name, or its folder), with dotted keys set otherwise."""
-    from .config import load_config
     from .run import read_config
 
     where = {}
@@ -253,30 +253,23 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--step", type=int, help="the step whose checkpoint restores")
     which.add_argument("--checkpoint", choices=("best", "latest"), help="or the one of this name")
     parser.add_argument(
-        "--override", nargs="*", default=[], metavar="KEY=VALUE", help="dotted keys, YAML values"
+        "--override", nargs="*", default=[], type=pair, metavar="KEY=VALUE", help=OVERRIDE_HELP
     )
     parsed = parser.parse_args(arguments)
-    import yaml
-
     from .checkpoint import CheckpointError
 
-    pairs = [p.partition("=") for p in parsed.override]
-    wrong = [key for key, equals, _ in pairs if not equals]
-    if wrong:
-        parser.error(f"--override takes KEY=VALUE, not {wrong[0]!r}")
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & sets it to ignore
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            override = {key: yaml.safe_load(value) for key, _, value in pairs}
-            config = run_config(parsed.run, override)
+            config = run_config(parsed.run, dict(parsed.override))
             frame = restore_folder(
                 config, parsed.source, parsed.target, step=parsed.step, checkpoint=parsed.checkpoint
             )
     except KeyboardInterrupt:
         print("interrupted; what is finished is whole: run it again to go on", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError, CheckpointError, yaml.YAMLError) as error:
+    except (ValueError, RuntimeError, OSError, CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     counts = {status: (frame["status"] == status).sum() for status in (RESTORED, KEPT, FAILED)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .config import OVERRIDE_HELP, load_config, pair
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as configured; exit status 0 done, 1 refused or failed, 130 SIGINT, 143 SIGTERM."""
@@ -12,24 +14,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("base", help="a params file, or its name: params/tiny.yaml or tiny")
     parser.add_argument("--run", help="run name; the params file's own by default")
     parser.add_argument(
-        "--override", nargs="*", default=[], metavar="KEY=VALUE", help="dotted keys, YAML values"
+        "--override", nargs="*", default=[], type=pair, metavar="KEY=VALUE", help=OVERRIDE_HELP
     )
     parsed = parser.parse_args(arguments)
-    import yaml
-
     from . import interrupts, trainer
     from .checkpoint import CheckpointError
-    from .config import load_config
     from .data import SampleError
 
-    pairs = [p.partition("=") for p in parsed.override]
-    wrong = [key for key, equals, _ in pairs if not equals]
-    if wrong:
-        parser.error(f"--override takes KEY=VALUE, not {wrong[0]!r}")
     options = {"run": parsed.run} if parsed.run else {}
     try:
-        override = {key: yaml.safe_load(value) for key, _, value in pairs}
-        config = load_config(base=parsed.base, override=override, **options)
+        config = load_config(base=parsed.base, override=dict(parsed.override), **options)
         for warning in config.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         trainer.train(config)

@@ -7,8 +7,8 @@ run's stored config with the one at hand.
 from __future__ import annotations
 
 from .compare import difference
-from .load import load_config, pair
+from .load import OVERRIDE_HELP, load_config, pair
 from .names import ConfigError
 from .resolved import Config
 
-__all__ = ["Config", "ConfigError", "difference", "load_config"]
+__all__ = ["OVERRIDE_HELP", "Config", "ConfigError", "difference", "load_config", "pair"]

@@ -6,6 +6,7 @@ namespace of the notebook is looked at, and a name that is no key is an error.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SECTIONS = tuple(name for name in Config.model_fields if name not in GIVEN)
 IPYTHON = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 DEFAULT_BASE = "tiny"
 _ABSENT: Any = object()
+OVERRIDE_HELP = "dotted keys, YAML values"
 
 Layer = tuple[str, dict[str, Any]]
 
@@ -66,8 +68,6 @@ def load_config(
 
 def pair(text: str) -> tuple[str, Any]:
     """Return the key and the YAML value of "a.b=c": the type of --override in argparse."""
-    import argparse
-
     import yaml
 
     key, equals, value = text.partition("=")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..config.effects import PHASES
 from . import gpus, memory
-from .levers import CHECKPOINTING, divisors
+from .levers import divisors, has_tail, recomputable
 from .overhead import Overhead, allocates_expandable, overhead
 from .phase_names import NORMS
 
@@ -106,7 +106,9 @@ def examine(config, device=None, *, plan: memory.Plan | None = None, **options) 
     card, reason = found
     on_cpu = _on_cpu(config, device)
     if plan is None:
-        options["precision"] = options.get("precision") or _precision(config, card, on_cpu)
+        if not on_cpu:
+            asked = options.get("precision") or config.train.precision
+            options["precision"] = card.precision(asked)
         where = "cpu" if on_cpu else "accelerator"
         plan = memory.trace(config, device=where, keep=True, **options)
     over = None if on_cpu else overhead(card, config.paths.runs)
@@ -116,13 +118,6 @@ def examine(config, device=None, *, plan: memory.Plan | None = None, **options) 
 
 def _on_cpu(config, device) -> bool:
     return device is not None and device.type == "cpu" and config.budget.gpu is None
-
-
-def _precision(config, card, on_cpu: bool) -> str | None:
-    """Return what train.precision auto becomes on a card; None leaves it to the planner."""
-    if config.train.precision == "auto" and not on_cpu and card.native_bf16 is False:
-        return "fp16"
-    return None
 
 
 def refusal(config, verdict: Verdict) -> str:
@@ -158,7 +153,6 @@ def _largest(plan: memory.Plan) -> tuple[str, float]:
 def ways_out(config, plan: memory.Plan) -> list[str]:
     """Return the levers that this recipe has and that are not on yet, as keys and values."""
     train, recipe = config.train, config.model.recipe
-    gan = recipe == "one_step_gan"
     micro, ways = train.micro_batch or train.effective_batch, []
     if plan.peak_phase.endswith(NORMS):
         ways.append("train.grad_norm_every null")
@@ -167,11 +161,10 @@ def ways_out(config, plan: memory.Plan) -> list[str]:
     if plan.peak_phase == "validation":
         ways.append("a smaller restore.tile")
     tail = train.tail_micro_batch
-    if gan and micro > 1 and (tail is None or tail > 1):
+    if has_tail(config) and plan.precision != "fp16" and micro > 1 and (tail is None or tail > 1):
         ways.append("train.tail_micro_batch 1")
-    for part in CHECKPOINTING:
-        there = part == "network" or (gan and (part != "decoder" or config.model.size != "tiny"))
-        if there and getattr(train.checkpointing, part) != "on":
+    for part in recomputable(config):
+        if getattr(train.checkpointing, part) != "on":
             ways.append(f"train.checkpointing.{part} on")
     if micro > 1:
         smaller = [str(n) for n in reversed(divisors(train.effective_batch)) if n < micro]

@@ -32,6 +32,7 @@ class Fit:
     budget_gib: float
     hours: float | None
     frame: object
+    choices: list[levers.Choice]
     verdict: str = ""
     recommended: object | None = None
     plan: memory.Plan | None = None
@@ -63,12 +64,7 @@ class Fit:
     @cached_property
     def changes(self) -> dict[int, dict]:
         """The dotted keys of every choice, by its number in `frame`."""
-        return {
-            n: choice.changes(self.config)
-            for n, choice in enumerate(levers.choices(self.config, self.also))
-        }
-
-    also: dict | None = None
+        return {n: choice.changes(self.config) for n, choice in enumerate(self.choices)}
 
     def keep(self) -> Path | None:
         """Write the recommended config into the run's folder; None where nothing fits."""
@@ -131,10 +127,11 @@ def fit(
         )
     hours = hours or config.budget.hours
     timed = card if card.tflops else gpus.card(REFERENCE)
-    wanted = precision or ("bf16" if config.train.precision == "auto" else config.train.precision)
-    found = laws.trace(config, timed, wanted, levers.structures(config, also))
-    frame = _weigh(config, found, card, also)
-    result = Fit(config, card, card.memory_gib, hours, frame, also=also)
+    wanted = precision or card.precision(config.train.precision)
+    found = laws.trace(config, timed, wanted, levers.structures(config, also, wanted))
+    choices = list(levers.choices(config, also, wanted))
+    frame = _weigh(config, found, card, choices)
+    result = Fit(config, card, card.memory_gib, hours, frame, choices)
     _choose(result, wanted, timed is not card)
     return result
 
@@ -151,13 +148,13 @@ def card_for(config, gpu: str | None = None, budget_gib: float | None = None) ->
     return found[0] if found else None
 
 
-def _weigh(config, found: laws.Laws, card, also):
+def _weigh(config, found: laws.Laws, card, choices):
     import polars as pl
 
     over = overhead.overhead(card, config.paths.runs).gib
     steps = config.train.steps
     rows = []
-    for number, choice in enumerate(levers.choices(config, also)):
+    for number, choice in enumerate(choices):
         outcome = found.outcome(choice)
         live, bound = outcome.peak / GIB, outcome.step
         seconds = bound.floor

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 
-from .shapes import build_on_meta
+from .shapes import batch, build_on_meta
 
 
 def count(config) -> dict[str, float]:
@@ -23,7 +23,8 @@ def count(config) -> dict[str, float]:
     recipe = build_on_meta(config)
     recipes.place(recipe, torch.device("meta"), torch.float32)
     own, micro = config.train.effective_batch, config.train.micro_batch
-    batches = list(_batch(recipe, config, own).parts(micro or own))
+    whole = batch(recipe, config, own, (config.data.crop_size,) * 2, device="meta")
+    batches = list(whole.parts(micro or own))
     found = {}
     for phase in recipe.phases(config):
         recipe.begin(phase)
@@ -42,20 +43,3 @@ class _NoModules(contextlib.AbstractContextManager):
 
     def __exit__(self, *error) -> None:
         return None
-
-
-def _batch(recipe, config, count: int):
-    """Return a batch of that many samples without storage, as the loader would give it."""
-    import torch
-
-    from ..batch import Batch, Sample
-
-    side = config.data.crop_size
-    picture = torch.empty(3, side, side, device="meta")
-    sample = Sample(picture, picture, config.data.prompt, "Blur", "", 0)
-    draws = recipe.draw(sample, torch.Generator().manual_seed(0))
-    stacked = {k: torch.empty(count, *v.shape, device="meta") for k, v in draws.items()}
-    pictures = torch.empty(count, 3, side, side, device="meta")
-    names = [""] * count
-    prompts = [config.data.prompt] * count
-    return Batch(pictures, pictures, prompts, names, names, list(range(count)), stacked)

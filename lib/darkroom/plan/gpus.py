@@ -41,6 +41,12 @@ class Card:
         """Whether it multiplies bfloat16 in its tensor cores; None: unknown."""
         return None if self.capability is None else self.capability >= NATIVE_BF16
 
+    def precision(self, wanted: str) -> str:
+        """Return what train.precision `wanted` is on it: auto is bf16, fp16 where that is slow."""
+        if wanted != "auto":
+            return wanted
+        return "fp16" if self.native_bf16 is False else "bf16"
+
     def with_memory(self, gib: float) -> Card:
         """Return the same card with other memory, such as what a budget leaves of it."""
         return replace(self, memory_gib=float(gib))

@@ -64,32 +64,46 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def structures(config, also: dict[str, list] | None = None) -> list[tuple]:
-    """Return every structure that the config's recipe can have; `also` adds keys and values."""
+def has_tail(config) -> bool:
+    """Return whether the recipe can decode and judge a few samples of its batch at a time."""
+    return config.model.recipe == "one_step_gan"
+
+
+def recomputable(config) -> list[str]:
+    """Return the parts of the recipe's networks that train.checkpointing can recompute."""
+    if config.model.recipe != "one_step_gan":
+        return ["network"]
+    return [p for p in CHECKPOINTING if p != "decoder" or config.model.size != "tiny"]
+
+
+def structures(config, also: dict[str, list] | None = None, precision: str = "bf16") -> list[tuple]:
+    """Return every structure that the config's recipe can have; `also` adds keys and values.
+
+    fp16 has no tail: see `precision.choose`.
+    """
     levers: dict[str, list] = {}
-    gan = config.model.recipe == "one_step_gan"
-    for part in CHECKPOINTING:
+    for part in recomputable(config):
         value = getattr(config.train.checkpointing, part)
-        there = part == "network" or (gan and (part != "decoder" or config.model.size != "tiny"))
-        if there:
-            listed = [value] if isinstance(value, list) else []
-            levers[f"train.checkpointing.{part}"] = ["off", "on", *map(tuple, listed)]
-    if gan:
-        levers["train.tail_micro_batch"] = list(TAILS)
+        listed = [value] if isinstance(value, list) else []
+        levers[f"train.checkpointing.{part}"] = ["off", "on", *map(tuple, listed)]
+    if has_tail(config):
+        levers["train.tail_micro_batch"] = [None] if precision == "fp16" else list(TAILS)
     levers |= also or {}
     return [
         tuple(zip(levers, values, strict=True)) for values in itertools.product(*levers.values())
     ]
 
 
-def choices(config, also: dict[str, list] | None = None) -> Iterator[Choice]:
-    """Yield every choice with the config's effective batch."""
+def choices(
+    config, also: dict[str, list] | None = None, precision: str = "bf16"
+) -> Iterator[Choice]:
+    """Yield every choice with the config's effective batch; the arguments are `structures`'."""
     train = config.train
     averages = (False, True) if train.ema_decay else (False,)
     adam = all(config.optim.for_phase(p).name == "adamw" for p in PHASES[config.model.recipe])
     moments = (False, True) if adam else (False,)
     norms = (True, False) if train.grad_norm_every else (False,)
-    for structure in structures(config, also):
+    for structure in structures(config, also, precision):
         tail = dict(structure).get("train.tail_micro_batch")
         for micro in divisors(train.effective_batch):
             if tail is None or tail < micro:

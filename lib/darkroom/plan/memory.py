@@ -123,9 +123,10 @@ def trace(
     fp16 or fp32 stands for the config's own; auto is bf16 on the accelerator and fp32 on the CPU.
     `validation_size` is the (height, width) of restored pictures, by default the largest that the
     config restores in one piece. `cpu_kernels` follows a CPU's kernels: their layouts, and what
-    oneDNN's convolutions allocate inside themselves; by default on the CPU only. A `worker` is kept for further traces. With
-    `keep` the trace is kept below `<paths.runs>/.plan-cache`, and taken from there. Raises
-    ValueError where the config is refused and PlanError where a run cannot be traced.
+    oneDNN's convolutions allocate inside themselves; by default on the CPU only. A `worker` is
+    kept for further traces. With `keep` the trace is kept below `<paths.runs>/.plan-cache`, and
+    taken from there. Raises ValueError where the config is refused and PlanError where a run cannot
+    be traced.
     """
     if device not in ("accelerator", "cpu"):
         raise ValueError(f"device is {device!r}: it can be 'accelerator' or 'cpu'")

@@ -12,14 +12,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import autocast, losses, optim, recipes, schedule, step
-from ..batch import Batch, Sample
+from ..batch import Batch
 from ..preview import NUM_PREVIEWS
 from ..recipes.protocol import buffers, grad_norm_modules
 from ..tiling import AUTO_TILE, GPU_TILES, restore_native
+from . import shapes
 from .device import follow_cpu
 from .fakes import EightBit, Mode, to_device
 from .phase_names import BETWEEN, FIRST, LATER, NORMS, OPTIMIZER
-from .shapes import build_on_meta
 from .tracker import Tracker
 
 ANY_HORIZON = 1_000_000  # steps; where stages begin as a share, only their order counts
@@ -37,7 +37,7 @@ class Rehearsal:
     def __init__(self, config, device: torch.device, dtype: torch.dtype, options: dict) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         self.on_cpu = device.type == "cpu"
-        self.recipe = build_on_meta(config)
+        self.recipe = shapes.build_on_meta(config)
         recipes.place(self.recipe, torch.device("meta"), dtype)
         self.mode = Mode(allow_non_fake_inputs=True)
         if self.recipe.prompts is not None:
@@ -213,20 +213,9 @@ class Rehearsal:
 
     def _batch(self, count: int, size: tuple[int, int], start: int = 0) -> Batch:
         """Return a batch as the loader gives it, on the device; shapes only."""
-        prompt = self.config.data.prompt
-        sample = Sample(*torch.empty(2, 3, *size, device="meta"), prompt, "Blur", "", 0)
-        draws = self.recipe.draw(sample, torch.Generator().manual_seed(0))
-        names = [""] * count
         with self.tracker.category("batch"):
-            return Batch(
-                lq=torch.empty(count, 3, *size),
-                gt=torch.empty(count, 3, *size),
-                prompts=[prompt] * count,
-                degradations=names,
-                images=names,
-                positions=list(range(start, start + count)),
-                draws={k: torch.empty(count, *v.shape) for k, v in draws.items()},
-            ).to(self.device)
+            found = shapes.batch(self.recipe, self.config, count, size, start)
+            return found.to(self.device)
 
     # --- between steps --------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""A recipe in full size without storage: shapes on PyTorch's meta device."""
+"""A recipe in full size without storage: shapes on PyTorch's meta device, and its batches."""
+# B batch, H height, W width
 
 from __future__ import annotations
 
@@ -28,3 +29,26 @@ def build_on_meta(config):
     for module in recipe.modules.values():
         module.to("meta")  # small constants that were written out number by number
     return recipe
+
+
+def batch(recipe, config, count: int, size: tuple[int, int], start: int = 0, device=None):
+    """Return `count` samples of (3, *size) as the loader gives them, their numbers unset.
+
+    Draws are the recipe's own, by shape. `start` is the first position.
+    """
+    import torch
+
+    from ..batch import Batch, Sample
+
+    prompt, names = config.data.prompt, [""] * count
+    sample = Sample(*torch.empty(2, 3, *size, device="meta"), prompt, "Blur", "", 0)
+    draws = recipe.draw(sample, torch.Generator().manual_seed(0))
+    return Batch(
+        lq=torch.empty(count, 3, *size, device=device),
+        gt=torch.empty(count, 3, *size, device=device),
+        prompts=[prompt] * count,
+        degradations=names,
+        images=names,
+        positions=list(range(start, start + count)),
+        draws={k: torch.empty(count, *v.shape, device=device) for k, v in draws.items()},
+    )

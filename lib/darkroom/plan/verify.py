@@ -54,9 +54,7 @@ def verify(configs, steps: int = 3, *, runs: Path | str | None = None, said=prin
     with memory.Worker() as worker:
         for config in configs:
             config = config.with_changes(_random(config) | TURNS)
-            precision = config.train.precision
-            if precision == "auto":
-                precision = "bf16" if card.native_bf16 else "fp16"
+            precision = card.precision(config.train.precision)
             plan = memory.trace(config, precision=precision, worker=worker, keep=True)
             row = {"config": config.run, "planned_allocated_gib": plan.peak_gib}
             row["planned_reserved_gib"] = (

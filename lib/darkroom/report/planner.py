@@ -21,13 +21,14 @@ SWITCHES = {
 }
 
 
-def panel(config, card=None, precision: str = "bf16"):
+def panel(config, card=None, precision: str | None = None):
     """Return sliders for every lever of this config in Lab, the table of levers elsewhere.
 
     `card` is a name, a size or a Card. The first look at a structure traces it (seconds to a
     minute); every move after that is arithmetic.
     """
-    found = Answers(config, gpus.card(card or fit.card_for(config) or SIZES[3]), precision)
+    card = gpus.card(card or fit.card_for(config) or SIZES[3])
+    found = Answers(config, card, precision or card.precision(config.train.precision))
     return Panel(found).box if in_lab() else found.table()
 
 
@@ -38,7 +39,7 @@ class Answers:
         self.config, self.card, self.precision = config, card, precision
         self.laws: dict[tuple, laws.Laws] = {}
         self.timed = card if card.tflops else gpus.card("A100-40G")
-        self.structures = levers.structures(config)
+        self.structures = levers.structures(config, precision=precision)
 
     def outcome(
         self, choice: levers.Choice, crop: int | None = None, rank: int | None = None
