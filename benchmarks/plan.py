@@ -27,7 +27,7 @@ from darkroom.config import load_config  # noqa: E402
 from darkroom.plan import memory  # noqa: E402
 
 MIB = 2**20
-KINDS = ("tiny GAN", "regression", "SD with LoRA", "SD in full")
+KINDS = ("tiny GAN", "regression", "SD with LoRA", "SD in full", "diffusion")
 
 
 def draw(generator: np.random.Generator, kind: str, folder: Path) -> tuple[str, dict]:
@@ -46,6 +46,10 @@ def draw(generator: np.random.Generator, kind: str, folder: Path) -> tuple[str, 
     }
     if kind == "regression":
         keys |= {"model.recipe": "regression", "loss.gan": 0.0}
+    elif kind == "diffusion":
+        keys |= {"model.recipe": "conditional_diffusion", "loss.gan": 0.0, "restore.num_steps": 2}
+        keys |= {"loss.l1": 0.7, "model.prediction": pick("epsilon", "v", "x0")}
+        keys["train.checkpointing.network"] = pick("on", "off")
     else:
         keys["train.tail_micro_batch"] = pick(None, 1)
         keys["train.checkpointing.network"] = pick("on", "off")

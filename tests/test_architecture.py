@@ -11,14 +11,14 @@ import pytest
 # docs/architecture.md shows this table, too. A unit is a file or a folder of lib/darkroom. It may
 # import what stands in an earlier row, or in its own row as long as no cycle comes of it.
 TIERS = (
-    "config paths images photographs bar",
+    "config paths images photographs charts bar",
     "degradations augment losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
-    " diffusion batch autocast tail tracking colour tiling",
+    " diffusion batch autocast tail tracking monitor colour tiling",
     "index data loader networks bootstrap",
     "recipes optim schedule",
     "step",
     "precision selection rhythm interrupts feed run preview progress stopwatch baseline",
-    "validate inference checkpoint exchange",
+    "validate inference checkpoint exchange adapters",
     "plan",
     "preflight rerun state turn probe pace",
     "trainer",

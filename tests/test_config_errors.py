@@ -115,7 +115,7 @@ ERRORS = {
     ),
     "degradation not in the list": (
         {"degradation": {"types": ["Fog"]}},
-        "`degradation.types` is 'Fog': input should be 'Blur', 'Haze', 'Lowlight', 'Rain' or",
+        "`degradation.types` is 'Fog': input should be 'Blur', 'Haze', 'Lowlight', 'Rain', 'Snow',",
     ),
     "severity upside down": (
         {"degradation": {"severity": [0.9, 0.1]}},
@@ -230,7 +230,6 @@ def test_what_another_trainer_calls_a_key_leads_to_a_key_that_exists(root, name)
 def test_what_is_not_there_yet_is_refused_with_what_works_instead(root, row):
     values = {
         "data.source": "icons",
-        "degradation.kind": "document",
         "model.recipe": "flow_matching",
         "ablation.executor": "ray",
     }

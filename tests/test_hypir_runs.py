@@ -44,8 +44,12 @@ def train(root, run, faults=None, **more):
     "lever",
     [
         {},
-        {"train.tail_micro_batch": 1, "train.grad_norm_every": 2},
-        {"train.share_step": True, "train.checkpointing.decoder": "on"},
+        pytest.param(
+            {"train.tail_micro_batch": 1, "train.grad_norm_every": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"train.share_step": True, "train.checkpointing.decoder": "on"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_killed_run_continues_bit_for_bit(root, lever):

@@ -33,6 +33,12 @@ RUNS = {
         "train.ema_decay": None,
         "train.micro_batch": 4,
     },
+    "diffusion in pixels": {
+        "model.recipe": "conditional_diffusion",
+        "loss.gan": 0.0,
+        "train.checkpointing.network": "on",
+        "restore.num_steps": 2,
+    },
     "LoRA, term norms": {"sd": True, "train.grad_norm_every": 1, "train.effective_batch": 2},
     "all of the U-Net, LPIPS, checkpointing": {
         "sd": True,

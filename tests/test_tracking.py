@@ -382,3 +382,26 @@ def test_the_connection_check_says_when_the_login_is_refused(root, name, refusin
     line = cloud_check(root, name, **{HOSTS[name]: refusing_server}, **key)
     assert line.startswith(f"not ready tracker {name}: AuthenticationError")
     assert "tracking.mode to offline" in line
+
+
+def test_a_row_says_how_fast_training_goes_and_no_more_than_is_known(tmp_path):
+    import torch
+    from darkroom.monitor import Monitor
+
+    monitor = Monitor(load_config(base=None, run="x"), None, torch.device("cpu"), images=50)
+    first = monitor.row({"step": 1, "images": 8, "seconds": 2.0})
+    assert set(first) == {"memory/rss_gib"}  # no GPU: no column, and no -1
+    second = monitor.row({"step": 3, "images": 24, "seconds": 6.0})
+    assert second["time/samples_per_second"] == 4.0
+    assert second["time/epoch_seconds"] == 12.5
+
+
+def test_the_rows_of_a_run_are_a_csv_file_too(tmp_path):
+    import polars as pl
+
+    rows = tracking.Rows(tmp_path / "train.jsonl")
+    rows.append({"step": 1, "loss/a": 0.5})
+    rows.append({"step": 2, "loss/a": 0.25, "validation": "x"})
+    rows.write_csv()
+    table = pl.read_csv(tmp_path / "train.csv")
+    assert table["loss/a"].to_list() == [0.5, 0.25] and table["validation"].to_list() == [None, "x"]

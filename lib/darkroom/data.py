@@ -138,7 +138,7 @@ def degrade(
     if section.kind == "real_esrgan":
         lq, sharpened = degradations.real_esrgan.degrade(gt, generator)
         return lq, sharpened, "real_esrgan"
-    types = section.types or degradations.FIVE_TYPES
+    types = degradations.types_of(section)
     chosen = name or types[int(generator.integers(len(types)))]
     if severity is None:
         severity = degradations.draw_severity(section.severity, generator)
@@ -163,11 +163,7 @@ def validation_items(config, samples) -> list[Item]:
     A photograph degraded on the fly appears with NUM_DRAWS draws of every type. The cap
     `validation.samples_per_type` takes a seeded choice that spreads over the photographs.
     """
-    kind, items = config.degradation.kind, []
-    types = {
-        "none": ("none",),
-        "real_esrgan": ("real_esrgan",),
-    }.get(kind, tuple(dict.fromkeys(config.degradation.types or degradations.FIVE_TYPES)))
+    types, items = tuple(dict.fromkeys(degradations.types_of(config.degradation))), []
     for row in samples.sort("image").to_dicts():
         paths = (row["lq_path"], row["gt_path"], row["prompt"] or config.data.prompt)
         if row["lq_path"]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import charts
 from .paths import write_atomically
 
 PIXEL_LIMIT = 2**27  # 134 megapixels; beyond it a header is taken for a decompression bomb
@@ -49,15 +50,23 @@ class Decoded:
     notes: tuple[str, ...]  # conversions: "EXIF orientation 6 applied", "CMYK converted", …
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """Return the bytes of a picture file; those of an embedded chart are drawn on the spot."""
+    if chart := charts.find(path):
+        return charts.encode(*chart)
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def read_image(path: str | Path) -> np.ndarray:
-    """Return the picture in a file as uint8 (H, W, 3) RGB.
+    """Return the picture in a file, or an embedded chart, as uint8 (H, W, 3) RGB.
 
     EXIF orientation is applied, palette and CMYK converted, alpha composited on white, 16 bits
     scaled to 8 (rounded), grey repeated. Raises UnreadableImage with the reason, also for headers
     that claim more than PIXEL_LIMIT pixels, which are not decoded.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise UnreadableImage(path, error.strerror or str(error)) from error
     return decode(data, path).array

@@ -198,8 +198,9 @@ class Probe:
         """Score each of these samples in each of its degradations, or in a single one."""
         config = self.config.with_changes({"validation.samples_per_type": 1})
         if one:
-            kinds = config.degradation.types or degradations.FIVE_TYPES
-            config = config.with_changes({"degradation.types": list(kinds[:1])})
+            kinds = degradations.types_of(config.degradation)
+            if kinds[0] in degradations.DEGRADATIONS:
+                config = config.with_changes({"degradation.types": list(kinds[:1])})
         started = time.perf_counter()
         frame = validate.score(
             self.state.recipe, config, step=self.state.step, weights="raw", samples=samples

@@ -83,6 +83,16 @@ class Rows:
         if self.path.exists():
             self._write([r for r in self.read() if r["step"] <= step])
 
+    def write_csv(self) -> None:
+        """Write the same rows beside the file as CSV, a column for every name that occurs."""
+        import polars as pl
+
+        from .paths import write_atomically
+
+        if rows := self.read():
+            table = pl.DataFrame(rows, infer_schema_length=None)
+            write_atomically(self.path.with_suffix(".csv"), table.write_csv().encode())
+
     def append(self, row: dict, *, sync: bool = False) -> None:
         """Write one row; with `sync` it is on the disk when this returns."""
         with self.path.open("a") as file:
@@ -279,15 +289,3 @@ def _experiment(where: Path) -> str:
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:12])
     return path.read_text()
-
-
-def memory_row(device) -> dict[str, float]:
-    """Return process RSS and, on a GPU, the allocator's allocated and reserved peaks, in GiB."""
-    import psutil
-    import torch
-
-    row = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
-    if device.type == "cuda":
-        row["memory/allocated_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-        row["memory/reserved_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
-    return row

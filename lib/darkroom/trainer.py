@@ -27,6 +27,7 @@ from . import (
     turn,
     validate,
 )
+from .monitor import Monitor
 from .pace import Pace
 from .paths import RunLock
 from .preview import log_images, restored
@@ -108,9 +109,8 @@ class Trainer:
         preflight.check_disk(config, run, self.state.recipe, note=self.main)
         self.rhythm = Rhythm(config, run)
         self.pace = Pace(config, run, self.state, self.rhythm, self.main, len(samples))
-        self.state.horizon, _ = schedule.horizon(config, len(samples))
-        if self.state.horizon is None:
-            self.state.horizon = run.decided("horizon")
+        self.monitor = Monitor(config, run, self.device, len(samples))
+        self.state.horizon = schedule.horizon(config, len(samples))[0] or run.decided("horizon")
         self._resume()
         self.trackers = tracking.Trackers(self.accelerator, config, self.state.step)
 
@@ -191,6 +191,7 @@ class Trainer:
     def _finish(self, status: str, reason: str) -> Result:
         if self.main:
             self.run.status(status, self.state.step, reason)
+            self.run.rows.write_csv()
             compared = preflight.compared(self.config, self.run, self.verdict)
             for line in [f"{status}: {reason}", self.pace.summary(), *compared]:
                 self.run.note(f"step {self.state.step}: {line}")
@@ -219,13 +220,12 @@ class Trainer:
         with self.pace.watch.part("logging"):
             row["images"] = self.state.feed.positions[self.state.phases[0].name]
             row["seconds"] = round(self.state.seconds, 3)
-            row |= tracking.memory_row(self.device)
+            row |= self.monitor.row(row)
             self.run.rows.append(row)
             self.trackers.log({k: v for k, v in row.items() if "/" in k}, self.state.step)
             news, self.pace.news = self.pace.news, None
-            shown = {"left_seconds": self.pace.left_seconds()}
-            shown |= {"forecast": news} if news else {}
-            self.progress.update(row | shown)
+            left = {"left_seconds": self.pace.left_seconds()}
+            self.progress.update(row | left | ({"forecast": news} if news else {}))
 
     def _averaged(self):
         return self.state.ema.applied() if self.state.ema else nullcontext()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from fnmatch import fnmatch
 
 from . import effects, names
-from .effects import HORIZONS, PHASES, SIZES, TERMS
+from .effects import HORIZONS, KINDS, PHASES, SIZES, TERMS
 
 # what a stage may change: weights, rates, how samples are cut and degraded; never structure
 STAGE_KEYS = (
@@ -26,7 +27,8 @@ STAGE_KEYS = (
 def problems(config) -> list[str]:
     """Return a line for everything that makes the config unusable."""
     lines = effects.not_yet(config, refused=True)
-    lines += [*_batch(config), *_source_problems(config), *_rates(config), *_choosing(config)]
+    lines += [*_batch(config), *_source_problems(config), *_types(config)]
+    lines += [*_rates(config), *_choosing(config)]
     if all(getattr(config.train, name) is None for name in HORIZONS):
         lines.append(
             "`train` has no horizon: set train.steps, train.hours, train.images or train.epochs"
@@ -43,8 +45,31 @@ def problems(config) -> list[str]:
             f"model.size {config.model.size} is no size of {config.model.recipe}: it can be "
             + " or ".join(sizes)
         )
-    lines += _stages(config)
+    lines += [*_diffusion(config), *_stages(config)]
     return lines + _ablation(config)
+
+
+def _diffusion(config) -> list[str]:
+    model, lines = config.model, []
+    if model.recipe != "conditional_diffusion":
+        return []
+    if model.lora_rank is not None and model.base is None:
+        lines.append(
+            f"`model.lora_rank` is {model.lora_rank} and `model.base` is null: adapters on random "
+            "weights learn nothing. Train the base first (model.lora_rank: null), then name its "
+            "run in model.base"
+        )
+    if model.space == "latent" and model.size != "full":
+        lines.append(
+            f"`model.space` is latent and model.size {model.size}: the tiny network diffuses "
+            "pixels; take model.space pixel or model.size full"
+        )
+    if config.restore.sampler != "ddim":
+        lines.append(
+            f"`restore.sampler` is {config.restore.sampler}, and conditional_diffusion is sampled "
+            "by ddim"
+        )
+    return lines
 
 
 def notes(config) -> list[str]:
@@ -101,7 +126,28 @@ def _source_problems(config) -> list[str]:
     if config.data.source in ("folder", "pairs", "parquet") and not config.data.train:
         what = "parquet file" if config.data.source == "parquet" else "folder"
         return [f"`data.source` is {config.data.source}, and `data.train` names no {what}: set it"]
+    data = config.data
+    if data.source == "charts" and data.crop != "none" and data.crop_size > data.chart_size:
+        return [
+            f"`data.crop_size` is {data.crop_size}, larger than charts of data.chart_size "
+            f"{data.chart_size}: lower the one or raise the other (up to 512)"
+        ]
     return []
+
+
+def _types(config) -> list[str]:
+    """Check that the degradations named are those of the kind."""
+    kind, named = config.degradation.kind, config.degradation.types or ()
+    if kind not in KINDS:
+        return []
+    allowed = typing.get_args(KINDS[kind])
+    wrong = [name for name in named if name not in allowed]
+    if not wrong:
+        return []
+    return [
+        f"`degradation.types` names {', '.join(wrong)}, and degradation.kind {kind} draws from "
+        + ", ".join(allowed)
+    ]
 
 
 def _rates(config) -> list[str]:

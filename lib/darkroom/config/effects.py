@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
-from . import names
+from . import names, sections
 
 PIXEL_TERMS = ("l2", "l1", "charbonnier", "psnr", "ssim", "lpips", "vgg")
 PHASES = {
@@ -31,6 +31,8 @@ TERMS = {
     "flow_matching": ("velocity",),
     "image_to_svg": ("cross_entropy",),
 }
+EMBEDDED = ("photographs", "charts")
+KINDS = {"five_types": sections.Type, "document": sections.Domain}  # what each draws from
 SAMPLED = ("conditional_diffusion", "flow_matching")
 
 
@@ -46,14 +48,13 @@ class NotYet(NamedTuple):
 NOT_YET = (
     NotYet(
         "data.source",
-        lambda v: v in ("shards", "charts", "vessels", "icons"),
-        "use photographs, folder, pairs or parquet",
+        lambda v: v in ("shards", "vessels", "icons"),
+        "use photographs, charts, folder, pairs or parquet",
     ),
-    NotYet("degradation.kind", lambda v: v == "document", "use five_types, real_esrgan or none"),
     NotYet(
         "model.recipe",
-        lambda v: v in ("conditional_diffusion", "flow_matching", "image_to_svg"),
-        "use regression or one_step_gan",
+        lambda v: v in ("flow_matching", "image_to_svg"),
+        "use regression, one_step_gan or conditional_diffusion",
     ),
     NotYet("ablation.executor", lambda v: v == "ray", "use local"),
 )
@@ -76,7 +77,8 @@ def _source(config) -> str:
 
 
 IDLE = (
-    Idle(("data.train",), lambda c: c.data.source == "photographs", _source),
+    Idle(("data.train",), lambda c: c.data.source in EMBEDDED, _source),
+    Idle(("data.chart_size", "data.num_charts"), lambda c: c.data.source != "charts", _source),
     Idle(
         ("data.image_key", "data.lq_key", "data.gt_key", "data.prompt_key", "data.prefix"),
         lambda c: c.data.source not in ("parquet", "shards"),
@@ -84,7 +86,7 @@ IDLE = (
     ),
     Idle(
         ("data.types",),
-        lambda c: c.data.source in ("photographs", "folder"),
+        lambda c: c.data.source in (*EMBEDDED, "folder"),
         lambda c: f"{_source(c)}, degraded on the fly: set degradation.types",
     ),
     Idle(("data.crop_size",), lambda c: c.data.crop == "none", lambda c: "data.crop is none"),
@@ -95,7 +97,7 @@ IDLE = (
     ),
     Idle(
         ("degradation.types", "degradation.severity"),
-        lambda c: c.degradation.kind != "five_types" and c.data.source != "pairs",
+        lambda c: c.degradation.kind not in KINDS and c.data.source != "pairs",
         lambda c: f"degradation.kind is {c.degradation.kind}",
     ),
     Idle(
@@ -110,6 +112,21 @@ IDLE = (
             or (c.model.size == "tiny" and c.model.recipe == "one_step_gan")
         ),
         lambda c: f"model.size is {c.model.size}, a network trained whole from random weights",
+    ),
+    Idle(
+        ("model.prediction", "model.noise_schedule", "model.space", "model.autoencoder"),
+        lambda c: c.model.recipe != "conditional_diffusion",
+        _recipe,
+    ),
+    Idle(
+        ("model.autoencoder",),
+        lambda c: c.model.space == "pixel",
+        lambda c: "model.space is pixel",
+    ),
+    Idle(
+        ("restore.guidance",),
+        lambda c: c.model.recipe == "conditional_diffusion",
+        lambda c: f"{_recipe(c)}, whose condition is never left out",
     ),
     Idle(
         ("model.condition_channels", "model.width", "model.depth", "model.heads", "model.kv_heads"),

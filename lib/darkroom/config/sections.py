@@ -23,6 +23,12 @@ from .kinds import (
 )
 
 Type = Literal["Blur", "Haze", "Lowlight", "Rain", "Snow"]
+Domain = Literal[
+    "Gaussian", "Motion", "LowResolution", "Compression", "Scan", "PrintScan", "LocalBlur",
+    "Background", "Noise", "Fading", "LineGaps", "Text", "Lines", "ScanLines", "Threshold",
+    "Spectral", "Mixed",
+]  # fmt: skip
+Domains = Annotated[list[Literal[Type, Domain]], BeforeValidator(_phrases), Field(min_length=1)]
 Types = Annotated[list[Type], BeforeValidator(_phrases), Field(min_length=1)]
 
 
@@ -43,9 +49,13 @@ class Data(Section):
     source: Literal[
         "photographs", "folder", "pairs", "parquet", "shards", "charts", "vessels", "icons"
     ] = "photographs"
-    """photographs (embedded), folder (a tree of images), pairs (<Type>/{LQ,GT}), parquet."""
+    """photographs, charts (both embedded), folder (of images), pairs (<Type>/{LQ,GT}), parquet."""
     train: str | None = None
     """Folder or parquet file of the training images, below `paths.data` unless absolute."""
+    chart_size: Annotated[Count, Field(ge=64, le=512)] = 128
+    """Side in pixels at which embedded charts are drawn."""
+    num_charts: Count = 256
+    """Embedded charts to train on; 24 others are held out, whatever the number."""
     image_key: str = "image_path"
     """Parquet column with the image to degrade."""
     lq_key: str = "lq_path"
@@ -84,9 +94,9 @@ class Degradation(Section):
     """How an image without a degraded partner is degraded on the fly."""
 
     kind: Literal["five_types", "real_esrgan", "document", "none"] = "five_types"
-    """five_types (one of the five per sample), real_esrgan (second order), none."""
-    types: Types | None = None
-    """Which of Blur, Haze, Lowlight, Rain, Snow are drawn, one named twice twice as often."""
+    """five_types, document (each one type per sample), real_esrgan (second order), none."""
+    types: Domains | None = None
+    """Which of the kind's types are drawn, one named twice twice as often; null: its usual ones."""
     severity: Severity = (0.0, 1.0)
     """Range drawn from, in 0..1: [low, high], easy [0, .33], medium [.33, .67], hard [.67, 1]."""
 
@@ -101,13 +111,22 @@ class Model(Section):
     size: Literal["tiny", "middle", "full"] = "tiny"
     """A named size: tiny (minutes on a CPU), middle (from scratch on a card), full (published)."""
     base: str | None = None
-    """Folder (below `paths.models`) or hub id of the base weights; null: random weights."""
+    """Folder (below `paths.models`) or hub id of the base weights, or the run that adapters stand
+    on; null: random weights."""
     init_from: str | None = None
     """A run's name, or a .safetensors/.pth file, whose weights this run starts from."""
     model_t: Timestep = 200
     """Timestep the one-step U-Net is told."""
     coeff_t: Timestep = 200
     """Timestep whose noise level turns epsilon into x0."""
+    prediction: Literal["epsilon", "v", "x0"] = "v"
+    """What a diffusion network predicts."""
+    noise_schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    """How much noise a timestep of the training has."""
+    space: Literal["pixel", "latent"] = "pixel"
+    """Where is diffused: on images, or on an autoencoder's latents."""
+    autoencoder: str | None = None
+    """Stable Diffusion folder or hub id with the autoencoder of the latents; null: random."""
     lora_rank: Count | None = None
     """Rank of the adapters; null: full fine-tuning."""
     lora_alpha: Positive | None = None

@@ -24,6 +24,8 @@ LUMA = np.array(
 CHROMA = np.full((8, 8), 99, np.float32)
 CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 
+LARGEST = np.float32(255.0)  # step of an 8-bit table
+
 # Full-range BT.601 (JFIF), rows Y Cb Cr; levels shifted by 128 for luma here and chroma there.
 TO_YCBCR = np.array(
     [
@@ -50,7 +52,8 @@ def factor(quality: float) -> float:
 def compress(image: np.ndarray, quality: float) -> np.ndarray:
     """Return the image as a JPEG file of that quality would: float32 (H, W, 3) in [0, 1].
 
-    Sides are padded to multiples of 16 with black; chroma is averaged over 2 by 2 pixels.
+    Sides are padded to multiples of 16 with black; chroma is averaged over 2 by 2 pixels. Steps end
+    at 255, what a baseline file can hold, so even quality 1 keeps the mean of a block.
     """
     steps = np.float32(max(factor(quality), 1e-6))
     height, width = image.shape[:2]
@@ -61,10 +64,10 @@ def compress(image: np.ndarray, quality: float) -> np.ndarray:
     ycbcr = cv2.transform(padded, np.hstack([TO_YCBCR * 255, shift]).astype(np.float32))
     luma, *chroma = cv2.split(ycbcr)
     half = (luma.shape[1] // 2, luma.shape[0] // 2)
-    planes = [_quantize_blocks(luma, LUMA * steps)]
+    planes = [_quantize_blocks(luma, np.minimum(LUMA * steps, LARGEST))]
     for plane in chroma:
         small = cv2.resize(plane, half, interpolation=cv2.INTER_AREA)  # exactly 2 by 2 means
-        small = _quantize_blocks(small, CHROMA * steps)
+        small = _quantize_blocks(small, np.minimum(CHROMA * steps, LARGEST))
         planes.append(cv2.resize(small, luma.shape[::-1], interpolation=cv2.INTER_NEAREST))
     shift = np.full((3, 1), 128 / 255)
     rgb = cv2.transform(cv2.merge(planes), np.hstack([TO_RGB / 255, shift]).astype(np.float32))

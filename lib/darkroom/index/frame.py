@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from .. import charts, images
 from ..paths import write_atomically
 
 LAYOUTS = ("hypir", "paired")
@@ -73,6 +74,7 @@ def write_parquet(frame, path: str | Path, layout: str = "hypir", *, split: str 
     """Write the usable samples of a split as parquet for other programs.
 
     hypir: image_path, prompt, of every clean image. paired: lq_path, gt_path, prompt, of the pairs.
+    Embedded charts, which are no files, are written as PNG to a folder `charts` beside it.
     Raises ValueError when the layout would hold no row.
     """
     import polars as pl
@@ -80,13 +82,29 @@ def write_parquet(frame, path: str | Path, layout: str = "hypir", *, split: str 
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: one of {', '.join(LAYOUTS)}")
     rows = samples(frame, split)
+    path = Path(path)
     if layout == "hypir":
+        rows = rows.with_columns(_on_disk(rows["gt_path"], path.absolute().parent / "charts"))
         table = rows.select(pl.col("gt_path").alias("image_path"), "prompt")
     else:
         table = rows.filter(pl.col("lq_path").is_not_null()).select("lq_path", "gt_path", "prompt")
     if len(table) == 0:
         way_out = "; layout hypir writes images without pairs" if layout == "paired" else ""
         raise ValueError(f"no usable {split} sample for the layout {layout}{way_out}")
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, table.write_parquet)
+
+
+def _on_disk(paths, folder: Path):
+    """Return a column of paths with every embedded chart written below `folder`, and its path."""
+    import polars as pl
+
+    places = []
+    for path in paths:
+        if chart := charts.find(path):
+            place = folder / str(chart[1]) / f"{charts.name_of(chart[0])}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            images.write_image(place, charts.render(*chart))
+            path = str(place)
+        places.append(path)
+    return pl.Series(paths.name, places, dtype=pl.String)

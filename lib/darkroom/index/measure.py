@@ -58,8 +58,7 @@ def measure_file(path: str) -> tuple[dict, np.ndarray | None]:
     row: dict = dict.fromkeys((*FILE_MEASURES, *PAIR_MEASURES))
     row["path"] = path
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = images.read_bytes(path)
     except OSError as error:
         row["error"] = f"cannot be read: {error.strerror}"
         return row, None

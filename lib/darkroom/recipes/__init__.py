@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from .conditional_diffusion import ConditionalDiffusion
 from .one_step_gan import OneStepGAN
 from .protocol import Losses, Phase, Recipe, Restored, place
 from .regression import Regression
 
-RECIPES = {"one_step_gan": OneStepGAN, "regression": Regression}
+RECIPES = {
+    "one_step_gan": OneStepGAN,
+    "regression": Regression,
+    "conditional_diffusion": ConditionalDiffusion,
+}
 
 __all__ = ["RECIPES", "Losses", "Phase", "Recipe", "Restored", "build", "place"]
 

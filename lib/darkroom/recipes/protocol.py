@@ -124,10 +124,12 @@ def grad_norm_modules(recipe: Recipe, names: list[str]) -> dict[str, list[nn.Par
             if p.requires_grad
         ]
         if not parameters:
-            paths = [path for path, _ in recipe.network.named_modules() if path]
+            trained = [n for n, p in recipe.network.named_parameters() if p.requires_grad]
+            paths = dict.fromkeys(n.rpartition(".")[0] for n in trained)
             raise ValueError(
                 f"train.grad_norm_modules names {name!r}, which no trained module ends with; "
-                f"modules are {', '.join(paths[:12])} …"
+                f"trained are {', '.join(list(paths)[:12])} … Name some of them, or set "
+                "train.grad_norm_every: null"
             )
         found[name] = parameters
     return found

@@ -39,7 +39,7 @@ def inputs_and_targets(batch, number: int = 6) -> Picture:
 def degradations(config, frame, number: int = 3) -> Picture:
     """Draw what each degradation looks like: a column a type, with the untouched input's PSNR-Y.
 
-    Images degraded on the fly: one validation photograph, a row a severity of the configured
+    Images degraded on the fly: one validation picture, a row a severity of the configured
     range. Pairs: the first `number` validation pairs of every type.
     """
     from ..index import samples
@@ -49,7 +49,7 @@ def degradations(config, frame, number: int = 3) -> Picture:
         rows = samples(frame, "train")
     paired = rows["lq_path"].is_not_null().all()
     columns = _pairs(rows, number) if paired else _severities(config, rows, number)
-    title = "Validation pairs" if paired else "One photograph, a row a severity"
+    title = "Validation pairs" if paired else "One picture, a row a severity"
     lines = max(len(c) for c in columns.values())
     picture, axes = figure(
         f"{title}: PSNR-Y of the untouched input", lines, len(columns), height=1.75
@@ -108,9 +108,7 @@ def _severities(config, rows, number: int) -> dict[str, list]:
     low, high = config.degradation.severity
     severities = np.linspace(low, high, 2 * number + 1)[1::2]
     columns = {"clean": [(clean, f"severity {s:.2f} →") for s in severities]}
-    types = config.degradation.types or data.degradations.FIVE_TYPES
-    names = types if config.degradation.kind == "five_types" else (config.degradation.kind,)
-    for name in names:
+    for name in dict.fromkeys(data.degradations.types_of(config.degradation)):
         columns[name] = []
         for severity in severities:
             generator = data.rng(config.validation.seed, "figure", name)
