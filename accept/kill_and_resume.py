@@ -40,7 +40,7 @@ SHORT = {
 }
 CHANGES = "write,pwrite64,writev,fsync,fdatasync,ftruncate,rename,renameat,renameat2,link,linkat"
 CHANGES += ",symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
-CLOCK = re.compile(r"seconds|memory/")  # the columns that may differ
+CLOCK = re.compile(r"seconds|time/|memory/|gpu/")  # the columns that may differ
 
 
 def command(run_dir: Path, override: dict) -> list[str]:
