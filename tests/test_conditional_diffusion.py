@@ -196,6 +196,7 @@ def test_an_adapter_trains_alone_and_leaves_its_base_as_it_was(base):
         assert torch.equal(value, kept["denoiser." + name.replace(".base_layer", "")]), name
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_stopped_continues_bit_for_bit(base):
     from safetensors.torch import load_file
 
@@ -246,3 +247,95 @@ def test_adapters_are_chosen_by_block_and_name(base):
     recipe = recipes.build(config(base, run="chosen", **keys))
     assert recipe.adapted == ["unet.mid_block.resnets.0.conv1", "unet.mid_block.resnets.1.conv1"]
     assert all("mid_block" in name for name in recipe._parameters)
+
+
+# --- unfreezing the base late ---------------------------------------------------------------------
+
+HYBRID = ADAPTER | {
+    "stages.open.start": 2,
+    "stages.open.changes": {"model.unfreeze": ["mid_block", "up_blocks.0"]},
+    "optim.denoiser.unfrozen_lr": 1e-4,
+    "optim.denoiser.unfrozen_warmup": 2,
+    "train.save_every": 1,
+    "train.keep_last": None,
+}
+
+
+@pytest.fixture(scope="module")
+def hybrid(base):
+    """A run that unfreezes two blocks at step 2: its config."""
+    asked = config(base, run="hybrid", **HYBRID)
+    trainer.train(asked)
+    return asked
+
+
+def saved(asked, step: int, part: str = "weights") -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(asked.run_dir / "checkpoints" / f"step_{step:08d}" / f"{part}.safetensors")
+
+
+def test_a_stage_unfreezes_blocks_of_the_base_and_nothing_else(hybrid):
+    early, late = saved(hybrid, 2), saved(hybrid, 4)
+    assert early and all(".lora_" in name for name in early)
+    added = late.keys() - early.keys()
+    assert added and {n.split(".")[2] for n in added} == {"mid_block", "up_blocks"}
+    assert all("up_blocks.1" not in n and ".lora_" not in n for n in added)
+    frozen = dict(
+        recipes.build(config(hybrid.paths.runs.parent, **ADAPTER)).network.named_parameters()
+    )
+    moved = [n for n in added if not torch.equal(late[n], frozen[n.removeprefix("denoiser.")])]
+    assert len(moved) > 0.9 * len(added)
+    averaged = saved(hybrid, 4, "ema")
+    assert added <= averaged.keys()
+
+
+def test_a_run_that_is_killed_after_unfreezing_continues_bit_for_bit(base, hybrid):
+    root, keys = base, SMALL | HYBRID
+    killed = small_runs.train_process(
+        root, run="hybrid_killed", faults={"kill_at_sample": 13}, **keys
+    )
+    assert killed.returncode == -9, killed.stderr
+    again = small_runs.train_process(root, run="hybrid_killed", **keys)
+    assert again.returncode == 0, again.stderr
+    ours = base / "runs" / "hybrid_killed"
+    assert small_runs.final_weights(ours) == small_runs.final_weights(hybrid.run_dir)
+    assert small_runs.losses(ours) == small_runs.losses(hybrid.run_dir)
+
+
+def test_what_is_unfrozen_has_its_own_rate_and_warms_up(hybrid):
+    from darkroom import optim
+
+    stage = hybrid.with_changes({"model.unfreeze": ["mid_block"]})
+    recipe = recipes.build(hybrid)
+    section = hybrid.optim.for_phase("denoiser")
+    optimizer = optim.build(section, recipe.phases(hybrid)[0])
+    assert len(optimizer.param_groups) == 1
+    optim.join(optimizer, section, recipe.phases(stage)[0], 100)
+    optim.join(optimizer, section, recipe.phases(stage)[0], 101)  # asked again: already there
+    first, late = optimizer.param_groups
+    rates = []
+    for step in (100, 101, 102):
+        optim.set_rates(optimizer, 1e-3, step)
+        rates.append((first["lr"], late["lr"]))
+    assert rates == [(1e-3, pytest.approx(5e-5)), *[(1e-3, pytest.approx(1e-4))] * 2]
+
+
+def test_a_block_that_is_not_there_is_refused_with_those_that_are(base):
+    with pytest.raises(ValueError, match=r"names 'middle', which is no block .* it has conv_in"):
+        recipes.build(config(base, run="x", **(ADAPTER | {"model.unfreeze": ["middle"]})))
+
+
+def test_the_planner_sees_what_a_stage_unfreezes(base):
+    from darkroom.plan import memory
+
+    asked = config(base, run="planned", **HYBRID)
+    with memory.Worker() as worker:
+        plan, plain = (
+            memory.trace(c, device="cpu", validation_size=(32, 32), worker=worker)
+            for c in (asked, config(base, run="plain", **ADAPTER))
+        )
+    more = plan.phases["denoiser: optimizer"] - plain.phases["denoiser: optimizer"]
+    recipe = recipes.build(asked)
+    late = sum(p.numel() for p in recipe._late.values())
+    assert more * 2**30 >= 2 * 4 * late  # their moments

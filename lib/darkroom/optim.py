@@ -17,8 +17,39 @@ BITSANDBYTES_BLOCK = 256  # values that share a scale; tensors below 4096 values
 
 
 def build(section, phase) -> torch.optim.Optimizer:
-    """Build a phase's optimizer from its `optim.<phase>` section; one group, in name order."""
-    parameters = [phase.parameters[name] for name in sorted(phase.parameters)]
+    """Build a phase's optimizer from its `optim.<phase>` section: one group, in name order.
+
+    What is unfrozen beside it (`phase.unfrozen`) has a group of its own: see `join`.
+    """
+    names = sorted(phase.parameters.keys() - phase.unfrozen)
+    optimizer = _build(section, phase, [phase.parameters[name] for name in names])
+    join(optimizer, section, phase, 0)
+    return optimizer
+
+
+def join(optimizer: torch.optim.Optimizer, section, phase, step: int) -> None:
+    """Give parameters that the phase trains from this step on a group of their own.
+
+    It has the section's `unfrozen_lr` and warms up linearly over `unfrozen_warmup` steps.
+    """
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [phase.parameters[n] for n in sorted(phase.parameters)]
+    new = [parameter for parameter in new if id(parameter) not in known]
+    if new:
+        share = 1.0 if section.unfrozen_lr is None else section.unfrozen_lr / section.lr
+        group = {"params": new, "share": share, "warmup": section.unfrozen_warmup, "joined": step}
+        optimizer.add_param_group(group)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
+    """Set the learning rate of every group for this step, from the phase's."""
+    for group in optimizer.param_groups:
+        warmup = group.get("warmup", 0)
+        ramp = min(1.0, (step - group["joined"] + 1) / warmup) if warmup else 1.0
+        group["lr"] = lr * group.get("share", 1.0) * ramp
+
+
+def _build(section, phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     options = {"lr": phase.lr, "eps": section.eps, "weight_decay": section.weight_decay}
     if section.name.startswith("adamw"):
         options["betas"] = tuple(section.betas)
@@ -88,12 +119,13 @@ class EMA:
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float, device=None) -> None:
         self.decay, self.device = decay, device
+        self.parameters: dict[str, nn.Parameter] = {}
         self.shadow: dict[str, torch.Tensor] = {}
         self.join(parameters)
 
     def join(self, parameters: dict[str, nn.Parameter]) -> None:
         """Add parameters that are not covered yet, at their current values."""
-        self.parameters = dict(parameters)
+        self.parameters |= parameters
         for name, parameter in parameters.items():
             if name not in self.shadow:
                 device = self.device or parameter.device

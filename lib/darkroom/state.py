@@ -33,10 +33,11 @@ class TrainingState:
         self.stage, self.changes = config, {}  # the config in force, and what stages changed in it
         self.phases: list = []
         self.met: dict = {}  # every phase so far, by name
+        self.trained: dict[str, torch.nn.Parameter] = {}  # whatever was trained so far, by name
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.ema: optim.EMA | None = None
         self.untouched: dict[str, torch.Tensor] | None = None  # see `aside`
-        self._cover()
+        self._cover(0)
 
     @property
     def elapsed(self) -> float:
@@ -52,21 +53,27 @@ class TrainingState:
         self.changes, self.stage = changes, self.config.with_changes(changes)
         if any(k.startswith(("data.", "degradation.")) for k in keys):
             self.feed.use(self.stage)
-        self._cover()
+        self._cover(step)
 
-    def _cover(self) -> None:
-        """Ask for the phases; give new ones an optimizer, a position and, the first, an average."""
+    def _cover(self, step: int) -> None:
+        """Ask for the phases; give new ones an optimizer, a position and, the first, an average.
+
+        Parameters that a phase trains from this step on join its optimizer.
+        """
         before = [phase.name for phase in self.phases]
         self.phases = self.recipe.phases(self.stage)
         if before != [phase.name for phase in self.phases]:
             self.feed.close()
         for phase in self.phases:
-            if self.untouched is not None and phase.name not in self.met:
-                self.untouched |= {n: _copy(p) for n, p in phase.parameters.items()}
+            new = {n: p for n, p in phase.parameters.items() if n not in self.trained}
+            if self.untouched is not None:
+                self.untouched |= {n: _copy(p) for n, p in new.items()}
+            self.trained |= new
             self.met[phase.name] = phase
+            section = self.stage.optim.for_phase(phase.name)
             if phase.name not in self.optimizers:
-                section = self.stage.optim.for_phase(phase.name)
                 self.optimizers[phase.name] = optim.build(section, phase)
+            optim.join(self.optimizers[phase.name], section, phase, step)
             self.feed.positions.setdefault(phase.name, 0)
         if self.config.train.ema_decay:
             if self.ema is None:
@@ -78,16 +85,15 @@ class TrainingState:
     def restart_average(self) -> None:
         """Let the EMA begin anew at the current weights."""
         self.ema = None
-        self._cover()
+        self._cover(self.step)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return what a checkpoint holds, by part and name."""
-        weights: dict[str, torch.Tensor] = {}
+        weights = {name: p.detach() for name, p in self.trained.items()}
+        weights |= buffers(self.recipe)
         moments: dict[str, torch.Tensor] = {}
         for phase in self.met.values():
-            weights |= {name: p.detach() for name, p in phase.parameters.items()}
             moments |= optim.state_by_name(self.optimizers[phase.name], phase)
-        weights |= buffers(self.recipe)
         parts = {"weights": weights, "optimizer": moments}
         return parts | ({"ema": self.ema.shadow} if self.ema else {})
 
@@ -148,7 +154,8 @@ class TrainingState:
         saved, self.untouched = self.snapshot(), {}
         fields = ("step", "seconds", "horizon", "stage", "changes", "phases", "feed")
         kept = {name: getattr(self, name) for name in fields}
-        met, optimizers = dict(self.met), dict(self.optimizers)
+        met, optimizers, trained = dict(self.met), dict(self.optimizers), dict(self.trained)
+        groups = {name: len(o.param_groups) for name, o in optimizers.items()}
         averaged = set(self.ema.shadow) if self.ema else set()
         self.feed = _another(self.feed)
         cards = [self.device] if self.device.type == "cuda" else []
@@ -159,15 +166,16 @@ class TrainingState:
             self.feed.close()
             for name, value in kept.items():
                 setattr(self, name, value)
-            for phase in self.met.values():
-                for parameter in phase.parameters.values():
-                    parameter.grad = None
-            self.met, self.optimizers = met, optimizers
+            for parameter in self.trained.values():
+                parameter.grad = None
+            self.met, self.optimizers, self.trained = met, optimizers, trained
+            for name, optimizer in optimizers.items():
+                del optimizer.param_groups[groups[name] :]
             checkpoint.load_weights(self.recipe, self.untouched)
             self.untouched = None
             if self.ema:
                 self.ema.shadow = {n: t for n, t in self.ema.shadow.items() if n in averaged}
-                self.ema.join(self.phases[0].parameters)
+                self.ema.parameters = {n: trained[n] for n in averaged}
             self._load(saved)
 
 

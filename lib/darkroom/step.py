@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from . import autocast
+from . import autocast, optim
 from .batch import Batch
 
 
@@ -61,15 +61,17 @@ def gradient_norm(phase) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-def apply(phase, optimizer, *, lr: float, norm=None, clip=None, ema=None, scaler=None) -> None:
+def apply(
+    phase, optimizer, *, lr: float, at: int = 0, norm=None, clip=None, ema=None, scaler=None
+) -> None:
     """Clip to `clip`, take the optimizer step at `lr`, drop the gradients, move the EMA on.
 
+    `at` is the step, from which groups that joined late warm up.
     Gradients must be unscaled (`scaler.unscale_`) before `norm` was taken.
     """
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(phase.parameters.values(), clip, norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    optim.set_rates(optimizer, lr, at)
     if scaler is None:
         optimizer.step()
     else:

@@ -68,6 +68,7 @@ class Turn:
                 phase,
                 optimizer,
                 lr=phase.lr * factor,
+                at=state.step,
                 norm=norm,
                 clip=train.clip,
                 ema=state.ema if self.first else None,

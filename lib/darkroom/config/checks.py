@@ -12,6 +12,7 @@ from .effects import HORIZONS, KINDS, PHASES, SIZES, TERMS
 STAGE_KEYS = (
     "loss.*",
     "optim.*.lr",
+    "model.unfreeze",
     "data.crop",
     "data.crop_size",
     "data.hflip",

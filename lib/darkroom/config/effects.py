@@ -119,6 +119,11 @@ IDLE = (
         _recipe,
     ),
     Idle(
+        ("model.unfreeze", "optim.*.unfrozen_*"),
+        lambda c: c.model.recipe != "conditional_diffusion" or c.model.lora_rank is None,
+        lambda c: "nothing of the network is frozen, or its recipe unfreezes nothing",
+    ),
+    Idle(
         ("model.autoencoder",),
         lambda c: c.model.space == "pixel",
         lambda c: "model.space is pixel",

@@ -137,6 +137,8 @@ class Model(Section):
     """Module names that get an adapter; null: the recipe's own list."""
     lora_blocks: Names | None = None
     """Only modules below these blocks get one; null: all."""
+    unfreeze: Names | None = None
+    """Blocks of a frozen base that are trained beside the adapters; a stage may name them."""
     trunk: str = "convnext_large_d_320"
     """The discriminator's frozen backbone, by its open_clip name; tiny: a small random one."""
     trunk_weights: str | None = "laion2b_s29b_b131k_ft_soup"

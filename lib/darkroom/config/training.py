@@ -118,6 +118,10 @@ class OptimPhase(Section):
     """Added to the root of the second moment."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay."""
+    unfrozen_lr: Positive | None = None
+    """Base learning rate of what `model.unfreeze` adds; null: as lr."""
+    unfrozen_warmup: Integer = 0
+    """Steps over which that rate grows linearly, from the step at which it is unfrozen."""
     implementation: Literal["auto", "fused", "foreach", "loop"] = "auto"
     """How the step is computed; auto: fused on a GPU, a loop elsewhere."""
 

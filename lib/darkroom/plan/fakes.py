@@ -26,8 +26,14 @@ class EightBit:
         self.param_groups = [{"params": list(phase.parameters.values()), "lr": phase.lr}]
         self.state: dict[int, list[torch.Tensor]] = {}
 
+    def add_param_group(self, group: dict) -> None:
+        self.param_groups.append(group)
+
+    def _all(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def step(self) -> None:
-        for p in self.param_groups[0]["params"]:
+        for p in self._all():
             if id(p) in self.state:
                 continue
             small = p.numel() < SMALLEST_EIGHT_BIT
@@ -39,7 +45,7 @@ class EightBit:
             ]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for p in self.param_groups[0]["params"]:
+        for p in self._all():
             p.grad = None
 
 

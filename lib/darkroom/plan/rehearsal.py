@@ -48,6 +48,7 @@ class Rehearsal:
                 networks[name] = self._perceptual(getattr(losses, name))
         parameters = to_device(self.recipe, networks.values(), self.mode, device)
         self.turns: list[str] = []
+        self.hooked: set[str] = set()
         self.trained = {
             name for c in self._stages() for p in self.recipe.phases(c) for name in p.parameters
         }
@@ -142,15 +143,14 @@ class Rehearsal:
 
     def _first(self, stage, phase) -> None:
         """Take the first optimizer step, in which states appear, at gradients out of nowhere."""
+        section = stage.optim.for_phase(phase.name)
         if phase.name in self.optimizers:
+            optim.join(self.optimizers[phase.name], section, phase, 0)
+            self._hook(phase)
             return
-        optimizer = self._optimizer(stage.optim.for_phase(phase.name), phase)
+        optimizer = self._optimizer(section, phase)
         self.optimizers[phase.name] = optimizer
-        for parameter in phase.parameters.values():
-            parameter.requires_grad_(True)  # another phase may have been at work before
-            parameter.register_post_accumulate_grad_hook(
-                lambda p: self.tracker.relabel([p.grad], "gradients")
-            )
+        self._hook(phase)
         with self.tracker.phase(phase.name + FIRST):
             with self.tracker.category("gradients"):
                 for parameter in phase.parameters.values():
@@ -158,6 +158,16 @@ class Rehearsal:
             with self.tracker.category("optimizer"):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _hook(self, phase) -> None:
+        """Book the gradients of the phase's parameters as such, of each once."""
+        for name, parameter in phase.parameters.items():
+            parameter.requires_grad_(True)  # another phase may have been at work before
+            if name not in self.hooked:
+                self.hooked.add(name)
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p: self.tracker.relabel([p.grad], "gradients")
+                )
 
     def _optimizer(self, section, phase):
         """Build what a CUDA device would get."""

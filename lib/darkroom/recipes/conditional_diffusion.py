@@ -51,10 +51,35 @@ class ConditionalDiffusion:
         bars = alpha_bars(1000, *BETAS, kind=model.noise_schedule)
         self.bars, self._table = bars.tolist(), bars.float()  # on the CPU
         self._parameters = trainable(self.network, "denoiser")
+        self._late = self._frozen(_ever_unfrozen(config)) if self.adapted else {}
+        for parameter in self._late.values():
+            parameter.requires_grad_(True)  # it stays float32, as what is trained does
+
+    def _frozen(self, blocks) -> dict[str, nn.Parameter]:
+        """Return the base's parameters in these blocks, by name; ValueError for an unknown one."""
+        found: dict[str, nn.Parameter] = {}
+        for block in blocks:
+            path = f"unet.{block}." if not block.startswith("unet.") else f"{block}."
+            inside = {
+                f"denoiser.{name}": parameter
+                for name, parameter in self.network.named_parameters()
+                if name.startswith(path) and ".lora_" not in name
+            }
+            if not inside:
+                children = ", ".join(name for name, _ in self.network.unet.named_children())
+                raise ValueError(
+                    f"model.unfreeze names {block!r}, which is no block of this network: it has "
+                    f"{children}, and parts of them such as up_blocks.0"
+                )
+            found |= inside
+        return found
 
     def phases(self, config) -> list[Phase]:
         lr = config.optim.for_phase("denoiser").lr
-        return [Phase("denoiser", self._parameters, lr, weights_of(config, IMAGE_TERMS))]
+        late = self._frozen(config.model.unfreeze or ()) if self.adapted else {}
+        parameters = {**self._parameters, **late}
+        weights = weights_of(config, IMAGE_TERMS)
+        return [Phase("denoiser", parameters, lr, weights, unfrozen=frozenset(late))]
 
     def draw(self, sample: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw a timestep, evenly, with its alpha_bar, and the noise."""
@@ -69,6 +94,8 @@ class ConditionalDiffusion:
 
     def begin(self, phase: Phase) -> None:
         self.network.train()
+        for name, parameter in self._late.items():
+            parameter.requires_grad_(name in phase.parameters)
 
     def _estimate(
         self, noisy: torch.Tensor, condition: torch.Tensor, timestep: torch.Tensor, bar
@@ -120,6 +147,14 @@ class ConditionalDiffusion:
         start = noise.expand_as(condition).to(condition.dtype)
         x0 = ddim(predict, start, self.bars, num_steps or 25, limit)
         return Restored(self.codec.decode(x0).float().clamp(0, 1))
+
+
+def _ever_unfrozen(config) -> list[str]:
+    """Return the blocks that the config or one of its stages unfreezes."""
+    blocks = list(config.model.unfreeze or ())
+    for stage in config.stages.values():
+        blocks += stage.changes.get("model.unfreeze") or ()
+    return list(dict.fromkeys(blocks))
 
 
 def _codec(config):

@@ -31,6 +31,7 @@ class Phase:
     lr: float
     weights: dict[str, float] = field(default_factory=dict)
     samples_of: str | None = None  # takes this phase's samples of the step, not its own
+    unfrozen: frozenset[str] = frozenset()  # names with a learning rate and a warm-up of their own
     separate: bool = False  # each term needs a gradient of its own: norms are being measured
 
 
