@@ -57,6 +57,24 @@ def test_the_full_network_has_the_parameters_of_linefuse():
     assert count == 253_764_739 and f"{count / 1e6:.2f} M" == "253.76 M"
 
 
+def test_the_adapters_of_linefuse_are_as_many_as_counted_by_hand():
+    from types import SimpleNamespace
+
+    from darkroom.networks import adapters
+
+    with torch.device("meta"):
+        network = denoiser.Denoiser("full", 3)
+        blocks = ["unet.mid_block", "unet.up_blocks.2", "unet.up_blocks.3"]
+        model = SimpleNamespace(
+            lora_rank=16, lora_alpha=None, lora_dropout=0.0, lora_modules=None, lora_blocks=blocks
+        )
+        paths = adapters.add(network, model, denoiser.LORA_MODULES)
+    # one attention of 1024 channels and three of 256, four square layers each, two factors
+    assert len(paths) == 16
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert trained == 4 * 2 * 16 * (1024 + 3 * 256) == 229_376
+
+
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
 def test_the_noise_schedules_are_those_of_diffusers(kind):
     from diffusers import DDPMScheduler

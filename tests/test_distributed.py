@@ -23,10 +23,17 @@ def launch(root, processes: int, run: str, **override) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("recipe", ["one_step_gan"])
+RECIPES = {
+    "one_step_gan": {},
+    "conditional_diffusion": {"loss.gan": 0.0, "loss.ssim": 0.0, "loss.l2": 1.0, "loss.psnr": 0.0},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_train_like_one(tmp_path, recipe):
     small_runs.write_pictures(tmp_path / "pictures")
     override = {"train.steps": 6, "train.save_every": 6, "train.micro_batch": 2}
+    override |= {"model.recipe": recipe, "restore.num_steps": 2} | RECIPES[recipe]
     launch(tmp_path, 2, "two", **override)
     alone = small_runs.train_process(tmp_path, run="one", **override)
     assert alone.returncode == 0, alone.stderr
