@@ -46,6 +46,12 @@ lint: .venv/.installed ## ruff: lint and format, notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+BASE ?= params/tiny.yaml
+OUT ?= runs/shards
+SIZE ?= 256MiB
+shards: .venv/.installed ## write the images of BASE as WebDataset shards: make shards BASE=params/tiny.yaml OUT=runs/shards SIZE=256MiB
+	$(BIN)/python -m darkroom.shards "$(OUT)" --base "$(BASE)" --size "$(SIZE)"
+
 bench: .venv/.installed ## every benchmark, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
@@ -55,4 +61,4 @@ accept: .venv/.installed ## the long acceptance runs (hours); the tests hold sho
 	  echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-.PHONY: help install lock demo test lab lint bench accept
+.PHONY: help install lock demo test lab lint shards bench accept

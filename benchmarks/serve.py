@@ -32,7 +32,7 @@ import service  # noqa: E402
 
 SIDE, TIMED_SIDE, NUM_TIMED, NUM_HOSTILE = 64, 128, 20, 200
 ADAPTERS = ("none", "one", "two", "one:0.5,two:0.5")
-PAUSE_SECONDS = 0.2  # after a 429: much sooner than Retry-After asks, to keep the queue full
+PAUSE_SECONDS = 0.5  # after a 429: much sooner than Retry-After asks, to keep the queue full
 
 
 class Client(threading.Thread):

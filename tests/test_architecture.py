@@ -11,7 +11,7 @@ import pytest
 # docs/architecture.md shows this table, too. A unit is a file or a folder of lib/darkroom. It may
 # import what stands in an earlier row, or in its own row as long as no cycle comes of it.
 TIERS = (
-    "config paths images photographs charts bar",
+    "config paths images photographs charts tar bar",
     "degradations augment losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
     " diffusion batch autocast tail tracking monitor colour tiling",
     "index data loader networks bootstrap",
@@ -22,7 +22,7 @@ TIERS = (
     "plan",
     "preflight rerun state turn probe pace",
     "trainer",
-    "train forecast restore export serve ablation",
+    "train forecast restore export serve ablation shards",
     "report",
 )
 TIER = {unit: number for number, row in enumerate(TIERS) for unit in row.split()}

@@ -108,3 +108,23 @@ def test_a_button_and_an_interrupt_in_lab_leave_a_checkpoint_and_a_living_kernel
     lab.wait(lambda: notebook.cells()[last]["execution_count"], 30, "one more cell")
     assert len(notebook.errors()) == 1
     assert notebook.kernel()["id"] == kernel
+
+
+@pytest.mark.slow
+def test_a_slider_of_the_memory_plan_answers_in_lab(browser, root, tmp_path):
+    override = {"model.recipe": "regression", "loss.gan": 0.0, "budget.gpu": "RTX 4090"}
+    notebook = browser(edit(root, "02_memory_plan.ipynb", "sliders", override))
+    notebook.run_all()
+    lab.wait(notebook.finished, 240, "the end of 02_memory_plan")
+    said = "return document.querySelector('.darkroom-planner .widget-html-content').innerText"
+    before = lab.wait(lambda: notebook.driver.execute_script(said), 20, "the planner's answer")
+    assert "GiB" in before or "MiB" in before
+    handle = notebook.driver.find_element("css selector", ".darkroom-planner .noUi-handle")
+    notebook.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
+    notebook.driver.save_screenshot(str(tmp_path / "before.png"))
+    handle.send_keys("\ue012" * 3)  # three times left: a smaller micro batch
+    after = lab.wait(
+        lambda: (now := notebook.driver.execute_script(said)) != before and now, 10, "a new answer"
+    )
+    notebook.driver.save_screenshot(str(tmp_path / "after.png"))
+    assert after != before

@@ -357,3 +357,27 @@ def test_the_planner_sees_what_a_stage_unfreezes(base):
     recipe = recipes.build(asked)
     late = sum(p.numel() for p in recipe._late.values())
     assert more * 2**30 >= 2 * 4 * late  # their moments
+
+
+def test_a_run_on_a_base_that_was_trained_on_is_refused(base):
+    import shutil
+
+    from darkroom.checkpoint import CheckpointError
+
+    runs = base / "runs"
+    shutil.copytree(runs / "base", runs / "moving", symlinks=True)
+    keys = ADAPTER | {"model.base": "moving"}
+    trainer.train(config(base, run="standing", **keys))
+    best = (runs / "moving" / "checkpoints" / "best").resolve()
+    tensors = {n: t + 1e-3 for n, t in saved_file(best / "ema.safetensors").items()}
+    from safetensors.torch import save_file
+
+    save_file(tensors, best / "ema.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapters stand on the base .* is .* now"):
+        trainer.train(config(base, run="standing", **(keys | {"train.extend": 2})))
+
+
+def saved_file(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)

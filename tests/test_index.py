@@ -200,8 +200,8 @@ def test_a_place_where_every_file_is_broken_says_how_many_and_why(tmp_path):
 
 def test_sources_of_later_work_are_refused_by_name(tmp_path):
     config = configured(tmp_path, "photographs", None)
-    later = config.model_copy(update={"data": config.data.model_copy(update={"source": "shards"})})
-    with pytest.raises(ValueError, match="data.source shards"):
+    later = config.model_copy(update={"data": config.data.model_copy(update={"source": "icons"})})
+    with pytest.raises(ValueError, match="data.source icons"):
         index.build_index(later)
 
 

@@ -28,12 +28,13 @@ UNIMPORTED = {
     "open-clip-torch": "the full-size discriminator trunk",
     "peft": "the adapters of full-size recipes",
     "tqdm": "progress bars",
+    "nvidia-ml-py": "torch.cuda.utilization",
 }
 IMPORT_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image"}
 IMPORT_NAMES |= {"yaml": "pyyaml", "open_clip": "open-clip-torch", "IPython": "ipython"}
 # Imported by name, and certain to be there because a declared package stands on it:
 IMPLIED = {"huggingface_hub": "diffusers", "IPython": "ipykernel", "transformers": "peft"}
-IMPLIED |= {"traitlets": "ipywidgets"}
+IMPLIED |= {"traitlets": "ipywidgets", "starlette": "fastapi"}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,9 @@ def test_every_declared_dependency_is_pinned_inside_its_range(declared, lock):
 
 def test_the_lock_brings_no_accelerator_packages_and_one_opencv(lock):
     names = set(pins(lock))
-    assert not {name for name in names if re.match(r"nvidia|cuda|triton|pytorch-triton", name)}
+    assert not {
+        name for name in names if re.match(r"nvidia(?!-ml-py$)|cuda|triton|pytorch-triton", name)
+    }
     assert {name for name in names if name.startswith("opencv")} == {"opencv-python-headless"}
 
 
@@ -157,7 +160,8 @@ def test_dependencies_are_declared_exactly_where_they_are_used(repo, project):
     declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     names = set().union(*(imported(path) for path in (repo / "lib").rglob("*.py")))
     third_party = names - set(sys.stdlib_module_names) - {"darkroom"} - set(IMPLIED)
-    optional = {Requirement(line).name for line in project["optional-dependencies"]["trackers"]}
+    extras = project["optional-dependencies"]
+    optional = {Requirement(line).name for line in (*extras["trackers"], *extras["serve"])}
     used = {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in third_party}
     assert used - optional <= declared, f"undeclared: {sorted(used - optional - declared)}"
     idle = declared - used - set(UNIMPORTED)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import charts
+from . import charts, tar
 from .paths import write_atomically
 
 PIXEL_LIMIT = 2**27  # 134 megapixels; beyond it a header is taken for a decompression bomb
@@ -51,9 +51,11 @@ class Decoded:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return the bytes of a picture file; those of an embedded chart are drawn on the spot."""
+    """Return the bytes of a file or a shard's member; a chart's are drawn on the spot."""
     if chart := charts.find(path):
         return charts.encode(*chart)
+    if member := tar.find(path):
+        return tar.read(member)
     with open(path, "rb") as file:
         return file.read()
 

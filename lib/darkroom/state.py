@@ -97,6 +97,11 @@ class TrainingState:
         parts = {"weights": weights, "optimizer": moments}
         return parts | ({"ema": self.ema.shadow} if self.ema else {})
 
+    @property
+    def base(self) -> str | None:
+        """Digest of the weights on which adapters stand, where a recipe reads such."""
+        return getattr(self.recipe, "base_digest", None)
+
     def document(self) -> dict:
         """Return the plain part of a checkpoint."""
         return {
@@ -108,10 +113,20 @@ class TrainingState:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "config": self.config.to_dict(),
             "config_hash": self.config.hash,
+            "base": self.base,
         }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint: phases of every stage passed come back with their state."""
+        """Continue from a checkpoint: phases of every stage passed come back with their state.
+
+        Raises CheckpointError where it stands on another base.
+        """
+        if saved.state.get("base") != self.base:
+            raise checkpoint.CheckpointError(
+                f"this run's adapters stand on the base {saved.state.get('base')}, and model.base "
+                f"{self.config.model.base!r} is {self.base} now: it was trained on or replaced. "
+                "Bring that base back, or start a run of another name on the new one"
+            )
         self.step, self.seconds = saved.step, saved.state["seconds"]
         self.before = saved.state.get("elapsed", self.seconds)  # older checkpoints know steps alone
         if self.horizon is not None:

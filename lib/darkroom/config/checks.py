@@ -124,8 +124,9 @@ def _batch(config) -> list[str]:
 
 
 def _source_problems(config) -> list[str]:
-    if config.data.source in ("folder", "pairs", "parquet") and not config.data.train:
-        what = "parquet file" if config.data.source == "parquet" else "folder"
+    if config.data.source in ("folder", "pairs", "parquet", "shards") and not config.data.train:
+        places = {"parquet": "parquet file", "shards": "folder of shards"}
+        what = places.get(config.data.source, "folder")
         return [f"`data.source` is {config.data.source}, and `data.train` names no {what}: set it"]
     data = config.data
     if data.source == "charts" and data.crop != "none" and data.crop_size > data.chart_size:

@@ -48,8 +48,8 @@ class NotYet(NamedTuple):
 NOT_YET = (
     NotYet(
         "data.source",
-        lambda v: v in ("shards", "vessels", "icons"),
-        "use photographs, charts, folder, pairs or parquet",
+        lambda v: v in ("vessels", "icons"),
+        "use photographs, charts, folder, pairs, parquet or shards",
     ),
     NotYet(
         "model.recipe",
@@ -80,10 +80,11 @@ IDLE = (
     Idle(("data.train",), lambda c: c.data.source in EMBEDDED, _source),
     Idle(("data.chart_size", "data.num_charts"), lambda c: c.data.source != "charts", _source),
     Idle(
-        ("data.image_key", "data.lq_key", "data.gt_key", "data.prompt_key", "data.prefix"),
-        lambda c: c.data.source not in ("parquet", "shards"),
+        ("data.image_key", "data.lq_key", "data.gt_key", "data.prefix"),
+        lambda c: c.data.source != "parquet",
         _source,
     ),
+    Idle(("data.prompt_key",), lambda c: c.data.source not in ("parquet", "shards"), _source),
     Idle(
         ("data.types",),
         lambda c: c.data.source in (*EMBEDDED, "folder"),

@@ -49,9 +49,11 @@ class Data(Section):
     source: Literal[
         "photographs", "folder", "pairs", "parquet", "shards", "charts", "vessels", "icons"
     ] = "photographs"
-    """photographs, charts (both embedded), folder (of images), pairs (<Type>/{LQ,GT}), parquet."""
+    """photographs, charts (both embedded), folder (of images), pairs (<Type>/{LQ,GT}), parquet,
+    shards (WebDataset tars)."""
     train: str | None = None
-    """Folder or parquet file of the training images, below `paths.data` unless absolute."""
+    """Folder (of images, pairs, shards) or parquet file to train on, below `paths.data` unless
+    absolute."""
     chart_size: Annotated[Count, Field(ge=64, le=512)] = 128
     """Side in pixels at which embedded charts are drawn."""
     num_charts: Count = 256
@@ -63,7 +65,7 @@ class Data(Section):
     gt_key: str = "gt_path"
     """Parquet column with the clean image of a pair."""
     prompt_key: str | None = "prompt"
-    """Parquet column with the prompt; null: none."""
+    """Parquet column, or key in the .json of others' shards, with the prompt; null: none."""
     prefix: str = ""
     """Put before every path in the parquet; below `paths.data` unless absolute."""
     types: Types | None = None

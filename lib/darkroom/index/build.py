@@ -13,7 +13,7 @@ from .sources import list_sources
 
 LISTED = (
     "path", "role", "image", "pair", "partner", "split", "degradation", "prompt", "bytes",
-    "modified_ns", "problem",
+    "modified_ns", "problem", "written_hash",
 )  # fmt: skip
 
 

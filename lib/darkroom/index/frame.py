@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .. import charts, images
+from .. import charts, images, tar
 from ..paths import write_atomically
 
 LAYOUTS = ("hypir", "paired")
@@ -74,7 +74,8 @@ def write_parquet(frame, path: str | Path, layout: str = "hypir", *, split: str 
     """Write the usable samples of a split as parquet for other programs.
 
     hypir: image_path, prompt, of every clean image. paired: lq_path, gt_path, prompt, of the pairs.
-    Embedded charts, which are no files, are written as PNG to a folder `charts` beside it.
+    What is no file is written beside it: embedded charts as PNG to a folder `charts`, members of
+    shards as they are to a folder `members`.
     Raises ValueError when the layout would hold no row.
     """
     import polars as pl
@@ -83,11 +84,13 @@ def write_parquet(frame, path: str | Path, layout: str = "hypir", *, split: str 
         raise ValueError(f"layout {layout!r}: one of {', '.join(LAYOUTS)}")
     rows = samples(frame, split)
     path = Path(path)
+    columns = ["gt_path"]
+    if layout == "paired":
+        rows, columns = rows.filter(pl.col("lq_path").is_not_null()), ["lq_path", "gt_path"]
+    rows = rows.with_columns(_on_disk(rows[name], path.absolute().parent) for name in columns)
+    table = rows.select(*columns, "prompt")
     if layout == "hypir":
-        rows = rows.with_columns(_on_disk(rows["gt_path"], path.absolute().parent / "charts"))
-        table = rows.select(pl.col("gt_path").alias("image_path"), "prompt")
-    else:
-        table = rows.filter(pl.col("lq_path").is_not_null()).select("lq_path", "gt_path", "prompt")
+        table = table.rename({"gt_path": "image_path"})
     if len(table) == 0:
         way_out = "; layout hypir writes images without pairs" if layout == "paired" else ""
         raise ValueError(f"no usable {split} sample for the layout {layout}{way_out}")
@@ -96,15 +99,22 @@ def write_parquet(frame, path: str | Path, layout: str = "hypir", *, split: str 
 
 
 def _on_disk(paths, folder: Path):
-    """Return a column of paths with every embedded chart written below `folder`, and its path."""
+    """Return a column of paths with what is no file written below `folder`, and its path there."""
     import polars as pl
 
     places = []
     for path in paths:
         if chart := charts.find(path):
-            place = folder / str(chart[1]) / f"{charts.name_of(chart[0])}.png"
+            place = folder / "charts" / str(chart[1]) / f"{charts.name_of(chart[0])}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             images.write_image(place, charts.render(*chart))
+            path = str(place)
+        elif member := tar.find(path):
+            shard = Path(member.archive)
+            below = Path(f"{shard.stem}-{member.offset}{Path(member.name).suffix}")
+            place = folder / "members" / shard.parent.name / below
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, tar.read(member))
             path = str(place)
         places.append(path)
     return pl.Series(paths.name, places, dtype=pl.String)

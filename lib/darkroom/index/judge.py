@@ -37,6 +37,9 @@ def judge_files(table):
         pl.col("problem").alias("excluded:listed"),
         pl.when(missing).then(pl.lit("there is no such file")).alias("excluded:missing"),
         pl.col("error").alias("excluded:error"),
+        pl.when(pl.col("content_hash") != pl.col("written_hash"))
+        .then(pl.lit("its bytes are not those that were written there: write the shards anew"))
+        .alias("excluded:changed"),
         pl.when(claimed.is_not_null() & (found != claimed))
         .then(pl.format("wrong extension: a {} file is named {}", found, suffix))
         .alias("warned:extension"),

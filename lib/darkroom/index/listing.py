@@ -22,7 +22,10 @@ class Listing:
     num_found: int = 0  # files seen, images or not
 
     def add(self, path, role, image, **more) -> None:
-        """Append a file; fields not given are null."""
+        """Append a file; fields not given are null.
+
+        `written_hash` is the content hash that the file must have.
+        """
         self.rows.append({"path": path, "role": role, "image": image, **more})
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: embedded photographs and charts, folders, pair trees, parquet tables.
+"""Where images come from: photographs, charts, folders, pair trees, parquet tables, shards.
 
 Every source becomes one listing, a row a file, with nothing opened yet. `partner` is the GT of an
 LQ file; `problem` is a reason to leave a file out that is known without looking inside.
@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import charts
 from ..photographs import PHOTOGRAPHS
 from .listing import IndexSourceError, Listing
+from .shards import list_shards
 from .tables import list_table
 from .trees import list_folder, list_pairs
 
@@ -20,10 +21,11 @@ def list_sources(config) -> list[Listing]:
     """Return the listings of a config: that of `data.source`, and of `validation.data` if set.
 
     Rows of the second have split val and rows of the first split train. Without a second, the
-    split is that of an embedded source or of folders named train and val, or null: to be drawn.
+    split is that of an embedded source, of shards or of folders named train and val, or null: to
+    be drawn. Of shards that say their split, each takes its own part.
     """
     source = config.data.source
-    known = (*EMBEDDED, "folder", "pairs", "parquet")
+    known = (*EMBEDDED, *LISTERS)
     if source not in known:
         raise ValueError(f"data.source {source} cannot be indexed yet: {', '.join(known)} can")
     if source in EMBEDDED:
@@ -36,7 +38,10 @@ def list_sources(config) -> list[Listing]:
     second = _list(_kind(place), place, config)
     if source in EMBEDDED:
         first.rows = [r for r in first.rows if r["split"] == "train"]
-    for listing, split in ((first, "train"), (second, "val")):
+    for listing, split, kind in ((first, "train", source), (second, "val", _kind(place))):
+        own = [r for r in listing.rows if r["split"] == split]
+        if kind == "shards" and own:
+            listing.rows = own
         for row in listing.rows:
             row["split"] = split
     return [first, second]
@@ -57,9 +62,11 @@ def _location(config, key: str, value: str | None) -> Path:
 
 
 def _kind(place: Path) -> str:
-    """Say whether a validation location is a parquet file, a tree of pairs or a folder."""
+    """Say whether a validation location is a parquet file, shards, a tree of pairs or a folder."""
     if place.is_file():
         return "parquet"
+    if any(place.glob("*.tar")):
+        return "shards"
     names = {d.casefold() for _, folders, _ in os.walk(place) for d in folders}
     return "pairs" if {"lq", "gt"} <= names else "folder"
 
@@ -70,9 +77,7 @@ def _list(kind: str, place: Path, config) -> Listing:
     )  # fmt: skip
     if not found:
         raise IndexSourceError(f"data.source {kind} needs {wanted}, and {place} is none")
-    if kind == "parquet":
-        return list_table(place, config)
-    return list_folder(place) if kind == "folder" else list_pairs(place)
+    return LISTERS[kind](place, config)
 
 
 def _photographs(_section) -> Listing:
@@ -101,3 +106,9 @@ def _charts(section) -> Listing:
 
 
 EMBEDDED = {"photographs": _photographs, "charts": _charts}
+LISTERS = {
+    "folder": lambda place, config: list_folder(place),
+    "pairs": lambda place, config: list_pairs(place),
+    "parquet": list_table,
+    "shards": list_shards,
+}

@@ -190,7 +190,9 @@ class Panel:
         self.answer = w.HTML()
         for control in controls:
             control.observe(lambda change: self.show(), "value")
-        self.box = w.HBox([w.VBox(controls), self.answer])
+        column = w.VBox(controls, layout=w.Layout(flex="0 0 500px"))
+        # beside each other where the page is wide enough, else one below the other
+        self.box = w.HBox([column, self.answer], layout=w.Layout(flex_flow="row wrap"))
         self.box.add_class("darkroom-planner")
         self.show()
 

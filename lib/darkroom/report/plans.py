@@ -233,9 +233,10 @@ def choices(found) -> Picture | Table:
     axis.annotate(
         f"budget {found.budget_gib:g} GiB",
         (found.budget_gib, 1.0),
-        (4, -4),
+        (-4, -4),  # to the left: the legend stands on the right
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
+        ha="right",
         va="top",
         color=VERMILION,
     )
