@@ -74,7 +74,12 @@ def full(**keys):
 # --- against reality ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", RUNS)
+SLOW = ("all of the U-Net, LPIPS, checkpointing",)
+
+
+@pytest.mark.parametrize(
+    "run", [pytest.param(r, marks=pytest.mark.slow if r in SLOW else ()) for r in RUNS]
+)
 def test_the_predicted_peak_is_that_of_the_real_run(run, folder, worker, tmp_path):
     keys = SMALL | RUNS[run]
     if keys.pop("sd", False):

@@ -327,6 +327,7 @@ def test_a_client_that_goes_away_frees_its_place(served):
     assert served.ask("POST", "/restore", hostile.FORM, hostile.form(hostile.picture()))[0] == 200
 
 
+@pytest.mark.slow
 def test_clients_that_go_away_while_they_wait_leave_nothing_in_memory(served):
     def opened(body: bytes) -> socket.socket:
         head = f"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -353,6 +354,7 @@ def test_clients_that_go_away_while_they_wait_leave_nothing_in_memory(served):
     assert served.ask("POST", "/restore", hostile.FORM, hostile.form(hostile.picture()))[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
