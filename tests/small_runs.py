@@ -119,14 +119,20 @@ def kill_at_call(number: int) -> None:
 
 
 def main() -> None:
-    """Train the job in the JSON file named on the command line."""
-    document = json.loads(Path(sys.argv[1]).read_text())
-    faults = document["faults"]
+    """Train the jobs in the JSON files named on the command line, one after the other."""
     import torch
 
     torch.set_num_threads(1)
+    for path in sys.argv[1:]:
+        train_job(json.loads(Path(path).read_text()))
+
+
+def train_job(document: dict) -> None:
+    """Train one job; faults that it names stay for those after it."""
+    faults = document["faults"]
     if "kill_at_call" in faults:
         kill_at_call(faults["kill_at_call"])
+    os.environ |= faults.get("environment", {})
     from darkroom import data, trainer
     from darkroom.config import load_config
 

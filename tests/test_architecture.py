@@ -13,7 +13,7 @@ import pytest
 TIERS = (
     "config paths images photographs charts tar bar",
     "degradations augment losses perceptual measurement metrics pyiqa_metrics torchvision_ops"
-    " diffusion batch autocast tail tracking monitor colour tiling",
+    " diffusion batch autocast tail tracking monitor colour tiling sharding",
     "index data loader networks bootstrap",
     "recipes optim schedule",
     "step",

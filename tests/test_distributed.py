@@ -1,48 +1,159 @@
-"""Two real processes (gloo) give what one gives at the same effective batch, in both phases."""
+"""Two real processes (gloo) give what one gives at the same effective batch, whole or split."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import small_runs
+import torch
+from darkroom import load_config, sharding, trainer, validate
 from safetensors.torch import load_file
 
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as accelerate's launcher sets them
+DIFFUSION = {
+    "model.recipe": "conditional_diffusion",
+    "restore.num_steps": 2,
+    "loss.gan": 0.0,
+    "loss.ssim": 0.0,
+    "loss.psnr": 0.0,
+    "loss.l2": 1.0,
+}
+OFTEN = {"train.image_every": 6, "validation.every": 6, "train.ema_decay": 0.9, "train.clip": 0.1}
+ADAPTERS = {"model.base": "base", "model.lora_rank": 4, "model.unfreeze": ["conv_out"]}
+RUNS = {  # what two processes train, and how
+    "one_step_gan": ({}, {}),
+    "conditional_diffusion": ({}, DIFFUSION),
+    "split": (FSDP2, DIFFUSION | OFTEN),
+    "adapters_split": (FSDP2, DIFFUSION | ADAPTERS),
+}
 
-def launch(root, processes: int, run: str, **override) -> None:
-    arguments = small_runs.command(root, run=run, **override)[1:]
-    launcher = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process"),
-        *("1", "--num_processes", str(processes), "--main_process_port", "0"),
-    ]
+
+def job(root, run: str, override: dict, environment: dict) -> list[str]:
+    steps = {"train.steps": 6, "train.save_every": 3, "train.micro_batch": 2}
+    faults = {"environment": environment}
+    return small_runs.command(root, run=run, faults=faults, **(steps | override))
+
+
+def train_in_two(jobs: list[list[str]]) -> None:
+    """Train them in two processes, one after the other; accelerate's own launcher starts a single
+    process on a CPU, however many are asked for."""
+    arguments = ["--standalone", "--nproc-per-node", "2", jobs[0][1], *(each[2] for each in jobs)]
     done = subprocess.run(
-        [*launcher, *arguments], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-RECIPES = {
-    "one_step_gan": {},
-    "conditional_diffusion": {"loss.gan": 0.0, "loss.ssim": 0.0, "loss.l2": 1.0, "loss.psnr": 0.0},
-}
+def train_alone(job: list[str]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trainer.train(load_config(**json.loads(Path(job[2]).read_text())["job"]))
+    torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_two_processes_train_like_one(tmp_path, recipe):
-    small_runs.write_pictures(tmp_path / "pictures")
-    override = {"train.steps": 6, "train.save_every": 6, "train.micro_batch": 2}
-    override |= {"model.recipe": recipe, "restore.num_steps": 2} | RECIPES[recipe]
-    launch(tmp_path, 2, "two", **override)
-    alone = small_runs.train_process(tmp_path, run="one", **override)
-    assert alone.returncode == 0, alone.stderr
-    one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return the folder in which one process and two have trained the same runs."""
+    root = tmp_path_factory.mktemp("distributed")
+    small_runs.write_pictures(root / "pictures")
+    train_alone(job(root, "base", DIFFUSION | {"validation.every": None}, {}))
+    for name, (_, override) in RUNS.items():
+        train_alone(job(root, f"{name}_one", override, {}))
+    # the plain ones first, for the environment stays
+    train_in_two([job(root, f"{name}_two", more, env) for name, (env, more) in RUNS.items()])
+    return root / "runs"
+
+
+def assert_equal_runs(one, two) -> None:
+    """Hold losses and whole weights of two runs' last checkpoints against each other."""
     for a, b in zip(small_runs.losses(one), small_runs.losses(two), strict=True):
         assert a.keys() == b.keys()
         assert all(abs(a[k] - b[k]) <= 1e-6 * max(1.0, abs(a[k])) for k in a), (a, b)
     for part in ("weights", "ema"):
         first = load_file(one / "checkpoints" / "latest" / f"{part}.safetensors")
         second = load_file(two / "checkpoints" / "latest" / f"{part}.safetensors")
+        assert first.keys() == second.keys()
         worst = max((first[k] - second[k]).abs().max().item() for k in first)
         assert worst <= 1e-6, (part, worst)
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_like_one(runs, name):
+    """Whole in each, or split over both (FSDP2)."""
+    log = (runs / f"{name}_two" / "train.log").read_text()
+    words = ", 2 processes (FSDP2 splits it)\n" if RUNS[name][0] else ", 2 processes\n"
+    assert words in log
+    assert_equal_runs(runs / f"{name}_one", runs / f"{name}_two")
+
+
+@pytest.mark.xdist_group("distributed")
+def test_a_split_run_scores_and_shows(runs):
+    one, two = runs / "split_one", runs / "split_two"
+    assert (two / "figures" / "images_00000006.png").is_file()
+    scores = [validate.read(run)["psnr_y"] for run in (one, two)]
+    assert (scores[0] - scores[1]).abs().max() <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("distributed")
+def test_a_split_run_continues_from_a_checkpoint_that_is_whole(runs):
+    one, two = runs / "split_one", runs / "split_two"
+    shutil.rmtree(two / "checkpoints" / "step_00000006")
+    train_in_two([job(runs.parent, "split_two", RUNS["split"][1], FSDP2)])
+    assert "steps 3 to 6" in (two / "train.log").read_text()
+    assert_equal_runs(one, two)
+
+
+@pytest.mark.parametrize(
+    ("environment", "override", "words"),
+    [
+        (FSDP2, {"model.recipe": "one_step_gan"}, ["one_step_gan", "several_gpus.yaml"]),
+        (FSDP2, {"train.grad_norm_every": 10}, ["train.grad_norm_every: null"]),
+        (FSDP2, {"optim.denoiser.name": "adamw8bit"}, ["adamw8bit", "take adamw"]),
+        (FSDP2 | {"FSDP_VERSION": "1"}, {}, ["fsdp_version 1", "fsdp2.yaml"]),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            {},
+            ["zero_stage 3", "fsdp2.yaml"],
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused(monkeypatch, environment, override, words):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    section = {"model.recipe": "conditional_diffusion", "train.grad_norm_every": None}
+    config = load_config(base="linefuse_tiny", override=section | override)
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        sharding.check(config)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("name", ["several_gpus", "fsdp2", "zero2"])
+def test_the_launchers_files_say_what_accelerate_reads(repo, monkeypatch, name):
+    """Accelerate's own parser reads them; zero2's was never run: it needs GPUs and DeepSpeed."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+
+    read = load_config_from_file(str(repo / "params" / "accelerate" / f"{name}.yaml"))
+    kinds = {"several_gpus": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    assert read.distributed_type == DistributedType(kinds[name])
+    assert read.num_processes == 2 and read.mixed_precision == "no"
+    if name == "fsdp2":
+        assert read.fsdp_config["fsdp_version"] == 2
+    if name == "zero2":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        stage = read.deepspeed_config["zero_stage"]
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+        assert sharding.requested() == "DeepSpeed"

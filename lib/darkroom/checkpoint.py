@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import exchange
+from . import exchange, sharding
 from .paths import flush
 
 FORMAT = 1
@@ -206,7 +206,7 @@ def load_weights(recipe, tensors: dict[str, torch.Tensor]) -> None:
                 f"{key} is {tuple(value.shape)} in the checkpoint and {tuple(known[key].shape)} in "
                 "this model: the configs differ in the model's size"
             )
-        known[key].copy_(value)
+        known[key].copy_(sharding.like(value, known[key]))
 
 
 def start_from(recipe, config) -> str:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from . import sharding
+
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
 BITSANDBYTES_BLOCK = 256  # values that share a scale; tensors below 4096 values stay float32
 
@@ -88,7 +90,7 @@ def state_by_name(optimizer: torch.optim.Optimizer, phase) -> dict[str, torch.Te
     state = {}
     for name, parameter in phase.parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            value = torch.as_tensor(value)
+            value = sharding.whole(torch.as_tensor(value))
             # bitsandbytes' tables of 256 numbers are one tensor for all; no file holds shared ones
             state[f"{name}/{key}"] = value.clone() if key.startswith("qmap") else value
     return state
@@ -104,7 +106,9 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, phase, state: dict) -> 
         if value.ndim == 0 and not value.is_floating_point():
             value = int(value)  # bitsandbytes counts in plain integers
         elif value.shape == parameter.shape:  # moments lie in memory as their parameter does
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(
+                sharding.like(value, parameter)
+            )
         else:  # a count of steps is read on the CPU, by a fused step on the parameter's device
             on_cpu = value.ndim == 0 and not optimizer.defaults.get("fused")
             value = value.to("cpu" if on_cpu else parameter.device, copy=True)
@@ -141,11 +145,21 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the shadow into the network for a `with` block; the weights come back bit for bit."""
-        kept = {name: p.data for name, p in self.parameters.items()}
+        kept: dict[str, torch.Tensor] = {}
         try:
             for name, p in self.parameters.items():
-                p.data = self.shadow[name].to(p.device, p.dtype)
+                kept[name] = _exchange(p, self.shadow[name].to(p.device, p.dtype))
             yield
         finally:
-            for name, p in self.parameters.items():
-                p.data = kept[name]
+            for name, before in kept.items():
+                _exchange(self.parameters[name], before)
+
+
+def _exchange(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """Give a parameter other values; returns those it had."""
+    if sharding.is_split(parameter):  # its memory is known elsewhere, too
+        before = parameter.detach().clone()
+        parameter.detach().copy_(value)
+        return before
+    before, parameter.data = parameter.data, value
+    return before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import data, images
+from . import autocast, data, images
 
 NUM_PREVIEWS = 4
 
@@ -29,6 +29,22 @@ def log_images(recipe, dataset: data.TrainingSet, run_dir, step: int) -> dict:
         "gt": batch.gt,
         "degradations": batch.degradations,
     }
+
+
+def log_state(state, dtype: torch.dtype, run_dir, *, raw: bool, main: bool) -> dict:
+    """Do `log_images` for a training with its averaged weights; only the main process has results.
+
+    With `raw` those of the weights in force are added, where there are averages beside them.
+    """
+    recipe, dataset, pictures = state.recipe, state.feed.dataset, {}
+    with autocast.on(state.device, dtype):
+        if raw and state.ema:
+            with state.shown(averaged=False):
+                pictures["raw"] = restored(recipe, dataset) if main else None
+        with state.shown():
+            if main:
+                pictures |= log_images(recipe, dataset, run_dir, state.step)
+    return pictures
 
 
 def restored(recipe, dataset: data.TrainingSet) -> torch.Tensor:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
-from . import checkpoint, data, optim, recipes, schedule
+from . import checkpoint, data, optim, recipes, schedule, sharding
 from .feed import Feed
 from .recipes.protocol import buffers
 
@@ -27,6 +27,9 @@ class TrainingState:
         self.config, self.device, self.scaler = config, device, scaler
         self.recipe = recipes.build(config)
         recipes.place(self.recipe, device, dtype, data.prompts(config, samples))
+        self.sharded = processes > 1 and sharding.requested() is not None
+        if self.sharded:
+            self.recipe.sharded(sharding.split)
         self.feed = Feed(config, self.recipe.draw, samples, process=process, processes=processes)
         self.step, self.seconds = 0, 0.0
         self.horizon: int | None = None
@@ -88,14 +91,26 @@ class TrainingState:
         self._cover(self.step)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return what a checkpoint holds, by part and name."""
-        weights = {name: p.detach() for name, p in self.trained.items()}
+        """Return what a checkpoint holds, by part and name; where it is split, all have to ask."""
+        weights = {name: sharding.whole(p.detach()) for name, p in self.trained.items()}
         weights |= buffers(self.recipe)
         moments: dict[str, torch.Tensor] = {}
         for phase in self.met.values():
             moments |= optim.state_by_name(self.optimizers[phase.name], phase)
         parts = {"weights": weights, "optimizer": moments}
-        return parts | ({"ema": self.ema.shadow} if self.ema else {})
+        if self.ema:
+            parts["ema"] = {name: sharding.whole(t) for name, t in self.ema.shadow.items()}
+        return parts
+
+    @contextmanager
+    def shown(self, averaged: bool = True) -> Iterator[None]:
+        """Have the whole network, with averaged weights where there are any, for a `with` block.
+
+        Where it is split over processes all have to enter; one may run it then.
+        """
+        average = self.ema.applied() if averaged and self.ema else nullcontext()
+        with average, sharding.gathered(self.recipe):
+            yield
 
     @property
     def base(self) -> str | None:
@@ -146,7 +161,8 @@ class TrainingState:
         if self.ema:
             for name, value in saved.tensors["ema"].items():
                 # into the tensor that is there: its memory layout decides which kernels restore
-                self.ema.shadow[name].copy_(value)
+                shadow = self.ema.shadow[name]
+                shadow.copy_(sharding.like(value, shadow))
         if self.scaler:
             self.scaler.load_state_dict(saved.state["scaler"])
 

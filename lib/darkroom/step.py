@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from . import autocast, optim
+from . import autocast, optim, sharding
 from .batch import Batch
 
 
@@ -44,10 +44,15 @@ def accumulate(
 
 
 def synchronise(phase) -> None:
-    """Sum the phase's gradients over all processes with one all-reduce."""
+    """Sum the phase's gradients over all processes with one all-reduce.
+
+    Those of a network that is split over them were summed in the backward pass.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     parameters = [phase.parameters[n] for n in sorted(phase.parameters)]
+    if sharding.is_split(parameters[0]):
+        return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([g.flatten() for g in gradients])
     torch.distributed.all_reduce(flat)
@@ -58,7 +63,7 @@ def synchronise(phase) -> None:
 def gradient_norm(phase) -> torch.Tensor:
     """Return the L2 norm over all gradients of the phase, a scalar tensor."""
     gradients = [p.grad for p in phase.parameters.values() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return sharding.whole(torch.nn.utils.get_total_norm(gradients))
 
 
 def apply(

@@ -14,7 +14,6 @@ from contextlib import nullcontext
 import torch
 
 from . import (
-    autocast,
     checkpoint,
     exchange,
     interrupts,
@@ -23,6 +22,7 @@ from . import (
     rerun,
     schedule,
     selection,
+    sharding,
     tracking,
     turn,
     validate,
@@ -30,7 +30,7 @@ from . import (
 from .monitor import Monitor
 from .pace import Pace
 from .paths import RunLock
-from .preview import log_images, restored
+from .preview import log_state
 from .probe import Probe
 from .progress import Quiet
 from .rhythm import Rhythm
@@ -49,6 +49,7 @@ def train(config, progress=None) -> Result:
     """
     began, main = time.perf_counter(), int(os.environ.get("RANK", "0")) == 0
     tracking.require(config, network=main)
+    sharding.check(config)
     exchange.check_start(config)
     preflight.check_weights(config)
     run, trainer = RunDirectory(config), None
@@ -124,7 +125,7 @@ class Trainer:
         if stopped := self._agree(over):
             return self._finish(*stopped)
         self._announce()
-        self.pace.watch.precise = self._agree(self.pace.begin(self.end))
+        self.pace.watch.precise = self._agree(self.pace.begin(self.end)) and not state.sharded
         if stopped := self._agree(self.pace.spent()):
             return self._finish(*stopped)
         while state.step < self.end:
@@ -209,7 +210,9 @@ class Trainer:
         if self.main:
             self.run.status("running", self.state.step)
             where = f"{self.device}, {self.precision.dtype}: {self.precision.reason}"
-            self.run.note(f"steps {self.state.step} to {self.end} on {where}")
+            together = f", {n} processes" if (n := self.accelerator.num_processes) > 1 else ""
+            together += f" ({sharding.requested()} splits it)" if self.state.sharded else ""
+            self.run.note(f"steps {self.state.step} to {self.end} on {where}{together}")
             for line in [*self.config.notes, *self.config.warnings, *self.trackers.lines]:
                 self.run.note(line)
         self.progress.start(self.end, self.state.step)
@@ -227,21 +230,16 @@ class Trainer:
             left = {"left_seconds": self.pace.left_seconds()}
             self.progress.update(row | left | ({"forecast": news} if news else {}))
 
-    def _averaged(self):
-        return self.state.ema.applied() if self.state.ema else nullcontext()
-
     def _log_images(self) -> None:
-        if not self.main:
+        if not (self.main or self.state.sharded):
             return
-        recipe, dataset, step = self.state.recipe, self.state.feed.dataset, self.state.step
         with self.pace.watch.part("pictures"):
-            with autocast.on(self.device, self.dtype):
-                both = self.trackers.names and self.state.ema
-                pictures = {"raw": restored(recipe, dataset)} if both else {}
-                with self._averaged():
-                    pictures |= log_images(recipe, dataset, self.run.path, step)
-            self.progress.images(step, pictures)
-            self.trackers.images(pictures, step)
+            pictures = log_state(
+                self.state, self.dtype, self.run.path, raw=bool(self.trackers.names), main=self.main
+            )
+            if self.main:
+                self.progress.images(self.state.step, pictures)
+                self.trackers.images(pictures, self.state.step)
 
     def _validate(self) -> tuple[bool, tuple[str, str] | None]:
         """Score the validation set; returns whether it is the best yet, and why to stop early."""
@@ -251,17 +249,15 @@ class Trainer:
         return verdict
 
     def _scored(self) -> tuple[bool, tuple[str, str] | None]:
-        verdict, step, started = (False, None), self.state.step, time.perf_counter()
-        if self.main and len(self.validation_samples):
-            averaged = self.state.ema is not None and self.config.validation.weights == "ema"
-            with self._averaged() if averaged else nullcontext():
-                frame = validate.score(
-                    self.state.recipe,
-                    self.config,
-                    step=step,
-                    weights="ema" if averaged else "raw",
-                    samples=self.validation_samples,
-                )
+        recipe, val, step = self.state.recipe, self.validation_samples, self.state.step
+        verdict, started = (False, None), time.perf_counter()
+        if not (self.main or self.state.sharded) or not len(val):
+            return verdict
+        weights = "ema" if self.state.ema and self.config.validation.weights == "ema" else "raw"
+        with self.state.shown(weights == "ema"):
+            if self.main:
+                frame = validate.score(recipe, self.config, step=step, weights=weights, samples=val)
+        if self.main:
             validate.record(self.run.path, frame)
             means = selection.means(frame)
             self.run.note(f"step {step}: {means}")
@@ -273,14 +269,17 @@ class Trainer:
         return verdict
 
     def _save(self, best: bool) -> None:
-        if not self.main:
-            return
         step, state = self.state.step, self.state
+        if not (self.main or state.sharded):
+            return
         with self.pace.watch.part("save"):
-            if self.saved != step:
-                size = checkpoint.save(self.run.path, step, state.tensors(), state.document())
+            if new := self.saved != step:
+                tensors, self.saved = state.tensors(), step
+            if not self.main:
+                return
+            if new:
+                size = checkpoint.save(self.run.path, step, tensors, state.document())
                 self.run.note(f"step {step}: checkpoint of {size:,} bytes")
-                self.saved = step
             if best:
                 checkpoint.link(self.run.path, "best", step)
             checkpoint.prune(self.run.path, self.config.train.keep_last)

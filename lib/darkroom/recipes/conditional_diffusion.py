@@ -81,6 +81,13 @@ class ConditionalDiffusion:
         weights = weights_of(config, IMAGE_TERMS)
         return [Phase("denoiser", parameters, lr, weights, unfrozen=frozenset(late))]
 
+    def sharded(self, split) -> None:
+        """Have the network split over the processes by `split(module, is_block)`."""
+        split(self.network, denoiser.is_block)
+        anew = {f"denoiser.{name}": p for name, p in self.network.named_parameters()}
+        self._parameters = {name: anew[name] for name in self._parameters}
+        self._late = {name: anew[name] for name in self._late}
+
     def draw(self, sample: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw a timestep, evenly, with its alpha_bar, and the noise."""
         timestep = torch.randint(len(self.bars), (), generator=generator)

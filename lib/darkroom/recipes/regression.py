@@ -32,6 +32,11 @@ class Regression:
         lr = config.optim.for_phase("network").lr
         return [Phase("network", self._parameters, lr, weights_of(config, IMAGE_TERMS))]
 
+    def sharded(self, split) -> None:
+        """Have the network split over the processes by `split(module, is_block)`."""
+        split(self.network, _is_block)
+        self._parameters = trainable(self.network, "network")
+
     def draw(self, sample: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
         return {}
 
