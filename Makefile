@@ -37,7 +37,7 @@ demo: .venv/.installed ## index, train and validate on real photographs: noteboo
 	  print("runs/tiny:", status); raise SystemExit(status["status"] != "completed")'
 
 test: .venv/.installed ## every test but the slow ones, no network needed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 lab: .venv/.installed ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks

@@ -22,7 +22,7 @@ TIERS = (
     "plan",
     "preflight rerun state turn probe pace",
     "trainer",
-    "train forecast restore export serve ablation shards",
+    "train launch forecast restore export serve ablation shards",
     "report",
 )
 TIER = {unit: number for number, row in enumerate(TIERS) for unit in row.split()}

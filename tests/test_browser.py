@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(
         not (lab.CHROMIUM and lab.CHROMEDRIVER),
         reason="no chromium and chromedriver here (Debian: chromium, chromium-driver)",

@@ -53,6 +53,25 @@ def test_the_stream_is_the_same_for_any_number_of_workers(root, workers):
     assert same(stream(dataset, KEYS), stream(dataset, KEYS, workers))
 
 
+def test_workers_and_their_batches_come_from_the_machine(root, monkeypatch):
+    gib = {"SC_AVPHYS_PAGES": 2**18, "SC_PAGE_SIZE": 2**12}  # one GiB is free
+    monkeypatch.setattr(loader.os, "sysconf", gib.__getitem__)
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    free = {"data.workers": None, "data.prefetch": None}
+    config = config_in(root, **free)
+    assert loader.num_workers(config) == 7  # half of the cores train, and one trains beside them
+    assert loader.batches_ahead(config, 2, 7) == 8  # small crops: as many as are of use
+    large = config_in(root, **free, **{"data.crop_size": 512})
+    assert loader.batches_ahead(large, 1, 2) == 5  # 64 MiB for 6 MiB a batch and two workers
+    assert loader.batches_ahead(large, 8, 7) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # processes share cores and memory
+    assert loader.num_workers(config) == 3
+    assert loader.batches_ahead(large, 1, 2) == 2
+    given = config_in(root, **{"data.workers": 3, "data.prefetch": 6})
+    assert (loader.num_workers(given), loader.batches_ahead(given, 8, 3)) == (3, 6)
+
+
 def test_the_stream_is_the_same_after_a_resume_at_any_position(root):
     whole = stream(dataset_in(root), KEYS)
     for start in (1, 5, 11):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import small_runs
 import torch
-from darkroom import load_config, sharding, trainer, validate
+from darkroom import checkpoint, launch, load_config, sharding, trainer, validate
 from safetensors.torch import load_file
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as accelerate's launcher sets them
@@ -40,21 +40,6 @@ def job(root, run: str, override: dict, environment: dict) -> list[str]:
     return small_runs.command(root, run=run, faults=faults, **(steps | override))
 
 
-def train_in_two(jobs: list[list[str]]) -> None:
-    """Train them in two processes, one after the other; accelerate's own launcher starts a single
-    process on a CPU, however many are asked for."""
-    arguments = ["--standalone", "--nproc-per-node", "2", jobs[0][1], *(each[2] for each in jobs)]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def train_alone(job: list[str]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,7 +56,8 @@ def runs(tmp_path_factory):
     for name, (_, override) in RUNS.items():
         train_alone(job(root, f"{name}_one", override, {}))
     # the plain ones first, for the environment stays
-    train_in_two([job(root, f"{name}_two", more, env) for name, (env, more) in RUNS.items()])
+    jobs = [job(root, f"{name}_two", more, env) for name, (env, more) in RUNS.items()]
+    small_runs.train_in_two(*jobs)
     return root / "runs"
 
 
@@ -88,7 +74,6 @@ def assert_equal_runs(one, two) -> None:
         assert worst <= 1e-6, (part, worst)
 
 
-@pytest.mark.xdist_group("distributed")
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_like_one(runs, name):
     """Whole in each, or split over both (FSDP2)."""
@@ -98,7 +83,6 @@ def test_two_processes_train_like_one(runs, name):
     assert_equal_runs(runs / f"{name}_one", runs / f"{name}_two")
 
 
-@pytest.mark.xdist_group("distributed")
 def test_a_split_run_scores_and_shows(runs):
     one, two = runs / "split_one", runs / "split_two"
     assert (two / "figures" / "images_00000006.png").is_file()
@@ -107,13 +91,56 @@ def test_a_split_run_scores_and_shows(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributed")
 def test_a_split_run_continues_from_a_checkpoint_that_is_whole(runs):
     one, two = runs / "split_one", runs / "split_two"
     shutil.rmtree(two / "checkpoints" / "step_00000006")
-    train_in_two([job(runs.parent, "split_two", RUNS["split"][1], FSDP2)])
+    small_runs.train_in_two(job(runs.parent, "split_two", RUNS["split"][1], FSDP2))
     assert "steps 3 to 6" in (two / "train.log").read_text()
     assert_equal_runs(one, two)
+
+
+@pytest.mark.slow
+def test_a_notebook_starts_the_processes_itself_and_an_interrupt_saves(tmp_path):
+    small_runs.write_pictures(tmp_path / "pictures")
+    override = DIFFUSION | {"train.steps": 400, "validation.every": None, "budget.processes": 2}
+    options = {"start_new_session": True, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(job(tmp_path, "two", override, {}), **options)
+    rows = tmp_path / "runs" / "two" / "train.jsonl"
+    wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 5, process)
+    process.send_signal(signal.SIGINT)  # to the notebook's kernel alone
+    error = process.communicate(timeout=60)[1]
+    assert "is finished and saved; run the same again to continue" in error
+    step = checkpoint.steps(tmp_path / "runs" / "two")[-1]
+    assert 5 < step < 400
+
+    process = subprocess.Popen(job(tmp_path, "two", override, {}), **options)
+    wait_for(lambda: f"steps {step} to 400" in log_of(tmp_path, "two"), process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert ", 2 processes" in log_of(tmp_path, "two")
+
+
+def test_more_processes_than_gpus_and_a_kernel_that_uses_one_are_refused(monkeypatch, tmp_path):
+    config = load_config(**small_runs.sections(tmp_path, **{"budget.processes": 3}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"budget.processes is 3, and there are 2 GPUs"):
+        launch.train(config)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match=r"already uses CUDA.*restart the kernel"):
+        launch.train(config)
+
+
+def wait_for(condition, process, seconds: int = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def log_of(root, run: str) -> str:
+    return (root / "runs" / run / "train.log").read_text()
 
 
 @pytest.mark.parametrize(

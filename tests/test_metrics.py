@@ -85,6 +85,16 @@ def test_psnr_and_ssim_equal_pyiqa_with_the_same_settings(
         assert float(getattr(metrics, name)(x, y, **ours)) == pytest.approx(expected, abs=tolerance)
 
 
+def test_charbonnier_is_the_mean_distance_of_8_bit_images():
+    x = torch.full((2, 3, 8, 8), 100 / 255)
+    y = x.clone()
+    y[1, 0] = 151 / 255  # one channel differs by a fifth of the range
+    expected = [0.001, (2 * 0.001 + (0.2**2 + 0.001**2) ** 0.5) / 3]
+    score = metrics.find("charbonnier")
+    assert score(x + 1e-4, y).tolist() == pytest.approx(expected, rel=1e-5)
+    assert score.lower_better and score.range[1] >= 1
+
+
 def test_psnr_and_ssim_equal_scikit_image_on_rgb(pairs):
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 

@@ -151,10 +151,6 @@ def shown(notebook, kind: str) -> list:
     ]
 
 
-slow = pytest.mark.xdist_group("notebooks")
-
-
-@slow
 def test_a_run_through_papermill_leaves_index_log_checkpoints_scores_and_plots(executed):
     run_dir, _, _ = executed
     assert json.loads((run_dir / "status.json").read_text())["status"] == "completed"
@@ -169,7 +165,6 @@ def test_a_run_through_papermill_leaves_index_log_checkpoints_scores_and_plots(e
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
-@slow
 def test_every_figure_is_in_the_executed_notebook_as_a_png(executed):
     _, notebooks, _ = executed
     for name, notebook in notebooks.items():
@@ -178,7 +173,6 @@ def test_every_figure_is_in_the_executed_notebook_as_a_png(executed):
         assert pictures >= kept > 0, (name, pictures)
 
 
-@slow
 def test_validation_scores_every_held_out_image_beside_its_untouched_input(executed):
     import polars as pl
     from darkroom.photographs import HELD_OUT
@@ -193,7 +187,6 @@ def test_validation_scores_every_held_out_image_beside_its_untouched_input(execu
     assert ("lpips" in frame.columns) != ("final score without LPIPS" in table)
 
 
-@slow
 def test_the_log_of_a_headless_training_is_a_line_now_and_then_and_no_bar(executed):
     _, notebooks, logs = executed
     assert "\r" not in logs["03_train"] and "%|" not in logs["03_train"]
@@ -201,7 +194,6 @@ def test_the_log_of_a_headless_training_is_a_line_now_and_then_and_no_bar(execut
     assert "darkroom-bar" not in json.dumps(notebooks["03_train"])
 
 
-@slow
 def test_a_misspelt_section_stops_the_notebook_with_the_right_name(tmp_path):
     out = tmp_path / "out.ipynb"
     process = papermill("02_memory_plan", out, {"losss": {"gan": 0.3}})
@@ -209,7 +201,6 @@ def test_a_misspelt_section_stops_the_notebook_with_the_right_name(tmp_path):
     assert "unknown section or key `losss`" in process.stderr and "loss" in process.stderr
 
 
-@slow
 def test_the_memory_plan_runs_and_counts_the_parameters(tmp_path):
     out = tmp_path / "out.ipynb"
     smaller = {"model.recipe": "regression", "loss.gan": 0.0}  # two structures instead of twelve
@@ -220,7 +211,6 @@ def test_the_memory_plan_runs_and_counts_the_parameters(tmp_path):
     assert re.search(r"[\d,]+ parameters, [\d.]+% of them trained", text)
 
 
-@slow
 def test_the_ablation_notebook_trains_its_variants_and_compares_them(tmp_path):
     out = tmp_path / "out.ipynb"
     parameters = {

@@ -26,7 +26,6 @@ from darkroom import adapters, images, restore
 from darkroom.serve import header
 from PIL import Image
 
-pytestmark = pytest.mark.xdist_group("serve")
 HOSTILE = hostile.requests()
 
 

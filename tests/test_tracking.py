@@ -242,10 +242,8 @@ def test_jsonl_alone_imports_no_tracker(root):
 
 
 def test_two_processes_write_one_experiment(root):
-    import test_distributed
-
     options = {"tracking.report_to": ["tensorboard"], "train.steps": 3, "train.image_every": 3}
-    test_distributed.launch(root, 2, "two", **options)
+    small_runs.train_in_two(small_runs.command(root, run="two", **options))
     run_dir = root / "runs" / "two"
     assert len(list((run_dir / "trackers" / "darkroom").glob("events*"))) == 1
     board = events(run_dir)

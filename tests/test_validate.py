@@ -15,6 +15,7 @@ from darkroom import (
     metrics,
     perceptual,
     recipes,
+    selection,
     validate,
 )
 from darkroom.config import load_config
@@ -200,11 +201,15 @@ def test_final_score_joins_psnr_ssim_and_lpips_where_the_file_is(tmp_path, sampl
     torch.save(perceptual.VGG16(pretrained=False).state_dict(), path)
     monkeypatch.setattr(perceptual, "hash_in_name", lambda name: "")  # a stand-in file
     config = config_of(
-        tmp_path, **{"validation.metrics": ["lpips", "psnr_rgb"], "degradation.types": ["Blur"]}
+        tmp_path, **{"validation.metrics": ["lpips", "charbonnier"], "degradation.types": ["Blur"]}
     )
     frame = scored(config, samples[:1])
     assert (frame["lpips"] > 0).all()
-    assert {"psnr_y", "ssim_y", "psnr_rgb"} < set(frame.columns)
+    assert {"psnr_y", "ssim_y", "charbonnier"} < set(frame.columns)
+    every = {"psnr_y", "ssim_y", "charbonnier", "lpips", "final_score"}
+    assert set(selection.means(frame)) == {
+        f"validation/{where}{metric}" for metric in every for where in ("", "Blur/")
+    }
     expected = frame["psnr_y"] + 10 * frame["ssim_y"] - 5 * frame["lpips"]
     np.testing.assert_allclose(frame["final_score"], expected)
     assert "lpips" in validate.summary(frame).columns

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 import small_runs
-import test_distributed
 import torch
 from darkroom import checkpoint, metrics, rhythm, selection, trainer, validate
 from darkroom.config import load_config
@@ -222,7 +221,8 @@ def test_without_a_limit_a_dear_validation_is_noted_once_and_nothing_changes(roo
 def test_two_processes_follow_the_main_ones_decision(root):
     """A process that did not know of it would wait at step 4 for a verdict that never comes."""
     options = {**DEAR, "train.effective_batch": 2, "train.steps": 8}
-    test_distributed.launch(root, 2, "two", **options, **{"validation.max_time_share": 1e-6})
+    options["validation.max_time_share"] = 1e-6
+    small_runs.train_in_two(small_runs.command(root, run="two", **options))
     (made,) = decisions(root / "runs" / "two")
     assert made["value"]["to"] > 8
     assert validated_steps(root / "runs" / "two") == [2, 8]

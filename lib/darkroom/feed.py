@@ -84,12 +84,13 @@ class Feed:
                 yield from batch.parts(self.micro_batch(phase))
             return
         if self.batches is None:
-            turns = phases[phases.index(phase) :]
+            turns, workers = phases[phases.index(phase) :], loader.num_workers(self.config)
+            ready = loader.batches_ahead(self.config, self.micro_batch(phase), workers)
             self.batches = loader.load(
                 self.dataset,
                 self._keys(phases, turns, steps),
-                workers=loader.num_workers(self.config),
-                prefetch=self.config.data.prefetch,
+                workers=workers,
+                prefetch=ready,
             )
         self.kept = []
         keep = any(other.samples_of == phase.name for other in phases)

@@ -11,6 +11,8 @@ import torch
 from .data import Batch, TrainingSet, collate
 
 GRACE_SECONDS = 60  # how long a loader process outlives SIGTERM
+SHARE_OF_MEMORY = 16  # one part in so many of what is free may hold batches that are ready
+LARGE = 2048  # pixels a side that an image is taken to have where nothing says it
 
 
 def num_workers(config) -> int:
@@ -22,6 +24,20 @@ def num_workers(config) -> int:
         return config.data.workers
     cores = len(os.sched_getaffinity(0)) // _local_processes()
     return max(0, min(8, (cores if torch.cuda.is_available() else cores // 2) - 1))
+
+
+def batches_ahead(config, batch_size: int, workers: int) -> int:
+    """Return how many batches each worker keeps ready: as configured, else from the free memory.
+
+    2 to 8, as many as take a sixteenth of it; a sample is counted as its two crops in float32.
+    """
+    if config.data.prefetch is not None:
+        return config.data.prefetch
+    whole = config.data.chart_size if config.data.source == "charts" else LARGE
+    side = whole if config.data.crop == "none" else config.data.crop_size
+    batch = batch_size * 2 * 3 * side * side * 4
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _local_processes()
+    return max(2, min(8, free // SHARE_OF_MEMORY // (batch * max(1, workers))))
 
 
 def _local_processes() -> int:
@@ -46,7 +62,7 @@ def _prepare_worker(_worker_id: int) -> None:
 
 
 def load(
-    dataset: TrainingSet, keys: Iterable[list[tuple[str, int]]], *, workers: int, prefetch=None
+    dataset: TrainingSet, keys: Iterable[list[tuple[str, int]]], *, workers: int, prefetch: int = 2
 ) -> Generator[Batch]:
     """Yield one batch for every list of (phase, position) keys, in their order."""
     import cv2
@@ -55,7 +71,7 @@ def load(
     cv2.setNumThreads(0)
     options = {}
     if workers > 0:
-        options = {"prefetch_factor": prefetch or 4, "worker_init_fn": _prepare_worker}
+        options = {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
     loader = torch.utils.data.DataLoader(
         _Workers(dataset),
         batch_sampler=keys,

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from . import perceptual
+from . import losses, perceptual
 from .measurement import Absent, Metric, check, round_to_8bit
 
 # stored with every number; numbers of different protocols are neither averaged nor compared
@@ -200,11 +200,22 @@ def _ssim_plane(x: np.ndarray, y: np.ndarray) -> float:
     return total / (height * width)
 
 
+def charbonnier(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean of sqrt(difference^2 + 0.001^2) over all channels, (B,); lower is better.
+
+    The loss of that name (Charbonnier et al. 1994) on images of 8 bit; equal ones have 0.001.
+    """
+    x, y = _images(prediction, target, 0, True)
+    distance = np.sqrt((x - y).astype(np.float64) ** 2 + losses.CHARBONNIER_EPSILON**2)
+    return torch.from_numpy(distance.reshape(len(x), -1).mean(1))
+
+
 METRICS = {
     "psnr_y": Metric("psnr_y", False, (0.0, 80.0), psnr_y),
     "ssim_y": Metric("ssim_y", False, (0.0, 1.0), ssim_y),
     "psnr_rgb": Metric("psnr_rgb", False, (0.0, 80.0), psnr_rgb),
     "ssim_rgb": Metric("ssim_rgb", False, (0.0, 1.0), ssim_rgb),
+    "charbonnier": Metric("charbonnier", True, (0.0, 1.001), charbonnier),
 }
 
 

@@ -79,7 +79,8 @@ def report(config, samples, recipe, verdict=None) -> list[tuple[str, str, str]]:
     chosen = precision.choose(config, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU was found"
     section = config.train
-    micro = section.micro_batch or section.effective_batch
+    micro, workers = section.micro_batch or section.effective_batch, loader.num_workers(config)
+    ahead = f"; {loader.batches_ahead(config, micro, workers)} batches ready each" * bool(workers)
     rows = [
         ("device", str(device), name),
         ("precision", str(chosen.dtype).removeprefix("torch."), chosen.reason),
@@ -87,8 +88,8 @@ def report(config, samples, recipe, verdict=None) -> list[tuple[str, str, str]]:
         ("threads", str(torch.get_num_threads()), "pinned, so that a resume adds up alike"),
         (
             "loader workers",
-            str(loader.num_workers(config)),
-            f"{len(os.sched_getaffinity(0))} cores, one of them for the trainer",
+            str(workers),
+            f"{len(os.sched_getaffinity(0))} cores, one of them for the trainer{ahead}",
         ),
         (
             "batch",

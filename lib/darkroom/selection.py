@@ -29,10 +29,14 @@ def history(frame, metric: str) -> list[tuple[int, float]]:
 
 
 def means(frame) -> dict[str, float]:
-    """Return `validation/<metric>` and `validation/<Type>/<metric>` of one validation's frame."""
+    """Return `validation/<metric>` and `validation/<Type>/<metric>` of one validation's frame.
+
+    Of every metric that was scored; the inputs' own scores are not among them.
+    """
     import polars as pl
 
-    names = [m for m in ("psnr_y", "ssim_y", "lpips", "final_score") if m in frame.columns]
+    scores = [name for name, kind in frame.schema.items() if kind == pl.Float64]
+    names = [m for m in scores if not m.endswith("_input")]
     names = [m for m in names if frame[m].null_count() < len(frame)]
     types = frame.group_by("degradation").agg(pl.col(names).mean()).sort("degradation")
     values = {f"validation/{m}": types[m].mean() for m in names}

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--override", nargs="*", default=[], type=pair, metavar="KEY=VALUE", help=OVERRIDE_HELP
     )
     parsed = parser.parse_args(arguments)
-    from . import interrupts, trainer
+    from . import interrupts, launch
     from .checkpoint import CheckpointError
     from .data import SampleError
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(base=parsed.base, override=dict(parsed.override), **options)
         for warning in config.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        trainer.train(config)
+        launch.train(config)
     except interrupts.Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130

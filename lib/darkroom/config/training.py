@@ -187,6 +187,8 @@ class Budget(Section):
     """Wall-clock time in hours."""
     disk_gib: Positive | None = None
     """Disk space of the run in GiB."""
+    processes: Count = 1
+    """Processes that train together, one for each GPU; a launcher's own number goes before."""
     alarm: Annotated[Share, Field(gt=0)] = 0.85
     """Share of the card's memory that raises an alarm."""
 
@@ -201,7 +203,7 @@ class Validation(Section):
     samples_per_type: Count | None = None
     """Cap of images a degradation; null: all."""
     metrics: Names = ["psnr_y", "ssim_y", "lpips"]
-    """Metrics: psnr_y, ssim_y, lpips, or any other by pyiqa's name."""
+    """Metrics: psnr_y, ssim_y, psnr_rgb, ssim_rgb, charbonnier, lpips, or any of pyiqa's names."""
     weights: Literal["ema", "raw"] = "ema"
     """Score the averaged or the raw weights."""
     seed: Integer = 231

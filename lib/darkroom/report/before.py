@@ -23,9 +23,25 @@ def _samples(config):
 
 
 def preflight(config) -> Table:
-    """Return the table of what is about to run: device, precision, batch, horizon, and why."""
+    """Return the table of what is about to run: device, precision, batch, horizon, and why.
+
+    For several processes it is made in one of its own: they cannot share a GPU with this one.
+    """
     import polars as pl
 
+    if config.budget.processes > 1:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            rows = pool.submit(_rows, config).result()
+    else:
+        rows = _rows(config)
+    frame = pl.DataFrame(rows, schema=["what", "value", "why"], orient="row")
+    return Table(frame, f"About to train {config.run}")
+
+
+def _rows(config) -> list[tuple[str, str, str]]:
     from ..plan import budget
     from ..plan.memory import build_on_meta
     from ..preflight import check_sizes, check_weights, report
@@ -39,9 +55,7 @@ def preflight(config) -> Table:
     rows.append(("horizon", f"{steps:,} steps" if steps else "not yet known", reason + seen))
     # the horizon has its row, in steps
     rows += [("note", "", n) for n in config.notes if not n.startswith("horizon")]
-    rows += [("warning", "", line) for line in config.warnings]
-    frame = pl.DataFrame(rows, schema=["what", "value", "why"], orient="row")
-    return Table(frame, f"About to train {config.run}")
+    return rows + [("warning", "", line) for line in config.warnings]
 
 
 def rates(config) -> Picture | Table:
