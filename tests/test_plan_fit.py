@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import small_runs
@@ -267,6 +269,21 @@ def test_a_trace_is_kept_by_what_it_reads_and_a_damaged_one_is_made_again(plain)
     path.write_bytes(path.read_bytes()[:100])
     assert cache.kept(config, name) is None
     assert (pool.traces([(config, "bf16", options)])[0].events[:, 2] == first.events[:, 2]).all()
+
+
+def test_traces_not_used_for_longest_go_when_all_take_too_much(plain, tmp_path, monkeypatch):
+    config = plain.with_changes({"paths.runs": str(tmp_path)})
+    traced = pool.traces([(config, "bf16", {"only": ["between"]})])[0]
+    for age, name in enumerate(("used", "newer", "older")):
+        cache.keep(config, name, traced)
+        os.utime(cache._path(config, name), (1e9 - age, 1e9 - age))
+    os.utime(cache._path(config, "used"), (1, 1))
+    assert cache.kept(config, "used") is not None  # which makes it the youngest
+    size = cache._path(config, "used").stat().st_size
+    monkeypatch.setattr(cache, "LIMIT", 3 * size)
+    cache.keep(config, "new", traced)
+    names = {path.stem for path in (tmp_path / cache.FOLDER).glob("*.npz")}
+    assert "older" not in names and {"used", "new"} <= names
 
 
 # --- sliders ------------------------------------------------------------------------------------

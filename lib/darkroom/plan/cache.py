@@ -1,7 +1,7 @@
 """Traces kept on the disk, by what decides them: config, versions, our code.
 
 Lies in `<paths.runs>/.plan-cache`; deleting it costs nothing but time. A damaged file counts as
-none.
+none. What was not used for longest goes when all of them exceed LIMIT.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from ..paths import write_atomically
 from .trace import Trace
 
 FOLDER = ".plan-cache"
+LIMIT = 256 * 2**20  # bytes; a trace of full-size HYPIR takes a third of a million
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "timm", "lpips")
 # What a rehearsal never reads; a change there must not cost a new trace.
 UNREAD = (
@@ -78,9 +81,12 @@ def _code() -> list[str]:
 
 def kept(config, name: str) -> Trace | None:
     """Return the trace kept under a name, or None."""
+    path = _path(config, name)
     try:
-        with np.load(_path(config, name)) as arrays:
+        with np.load(path) as arrays:
             document = json.loads(arrays["document"].tobytes())
+            with suppress(OSError):
+                os.utime(path)
             return Trace(events=arrays["events"], kernels=arrays["kernels"], **document)
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
@@ -95,6 +101,22 @@ def keep(config, name: str, traced: Trace) -> None:
     path = _path(config, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
+    _prune(path.parent)
+
+
+def _prune(folder: Path) -> None:
+    """Delete what was not used for longest until the rest takes no more than LIMIT bytes."""
+    found = []
+    for path in folder.glob("*.npz"):
+        with suppress(OSError):  # another process prunes, too
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    left = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if left <= LIMIT:
+            break
+        path.unlink(missing_ok=True)
+        left -= size
 
 
 def _path(config, name: str) -> Path:
