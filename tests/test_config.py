@@ -183,6 +183,16 @@ def test_override_reaches_a_stage(root):
     assert config.stages["late"].changes == {"loss.gan": 0.2}
 
 
+def test_null_takes_an_inherited_stage_back_and_an_empty_section_does_not(root):
+    stages = "{one: {start: 3, changes: {loss.gan: 1}}, two: {start: 5, changes: {loss.gan: 2}}}"
+    write(root, "x", f"{{base: tiny, run: x, stages: {stages}}}")
+    every = set(load_config(base="x", stages={}).stages)  # as every notebook says
+    assert {"one", "two"} < every
+    assert set(load_config(base="x", stages={"one": None}).stages) == every - {"one"}
+    write(root, "y", yaml.safe_dump({"base": "x", "run": "y", "stages": dict.fromkeys(every)}))
+    assert load_config(base="y").stages == {}
+
+
 def test_what_a_caller_gives_is_not_changed(root):
     given = {"loss": {"gan": 0.3}, "override": {"loss.l1": 2}}
     before = copy.deepcopy(given)

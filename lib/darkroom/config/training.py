@@ -166,7 +166,7 @@ class Optim(Section):
 
 
 class Stage(Section):
-    """From `start` on, some keys have other values."""
+    """From `start` on, some keys have other values; null in place of a stage takes it back."""
 
     start: Amount = 0
     """First step of the stage, or "20%" of the horizon."""
