@@ -25,7 +25,7 @@ from darkroom import adapters, inference, load_config, validate
 
 RESULT = Path(__file__).resolve().parent / "results" / "linefuse.md"
 BASE, REGRESSION = "linefuse_tiny", "linefuse_tiny_regression"
-ADAPTERS = {"print": "linefuse_tiny_print", "lines": "linefuse_tiny_lines"}
+ADAPTERS = {"print": "linefuse_tiny_print", "motion": "linefuse_tiny_motion"}
 STEPS = (1, 5, 25, 50)
 LEAST_GAIN = 3.0  # dB
 

@@ -149,6 +149,9 @@ def log_of(root, run: str) -> str:
         (FSDP2, {"model.recipe": "one_step_gan"}, ["one_step_gan", "several_gpus.yaml"]),
         (FSDP2, {"train.grad_norm_every": 10}, ["train.grad_norm_every: null"]),
         (FSDP2, {"optim.denoiser.name": "adamw8bit"}, ["adamw8bit", "take adamw"]),
+        (FSDP2, {"train.ema_device": "cpu"}, ["train.ema_device: auto"]),
+        (FSDP2, {"train.precision": "fp16"}, ["fp16", "bf16 or fp32"]),
+        (FSDP2, {"train.hours": 1, "train.steps": None}, ["train.hours", "give train.steps"]),
         (FSDP2 | {"FSDP_VERSION": "1"}, {}, ["fsdp_version 1", "fsdp2.yaml"]),
         (
             {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},

@@ -61,6 +61,10 @@ def check(config) -> None:
         problem = "the gradient norms of single terms need whole ones: train.grad_norm_every: null"
     elif config.train.hours is not None:
         problem = "train.hours times steps and takes them back: give train.steps, images or epochs"
+    elif config.train.ema_device != "auto":
+        problem = "averages are split as the network is, on its devices: train.ema_device: auto"
+    elif config.train.precision == "fp16":
+        problem = "train.precision fp16 scales the loss, which was not tried: take bf16 or fp32"
     if problem:
         raise ValueError(f"{kind} was asked for by the launcher, and {problem}")
 
