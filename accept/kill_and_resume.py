@@ -211,13 +211,15 @@ def random_kills(
     return compare(fingerprint(alone), fingerprint(killed))
 
 
-def call_kills(folder: Path, override: dict, every: int = 1) -> tuple[dict[str, list[str]], int]:
+def call_kills(
+    folder: Path, override: dict, every: int = 1, first: int = 0
+) -> tuple[dict[str, list[str]], int]:
     """Kill at every n-th changing system call; return what differed by call, and how many."""
     alone = folder / "alone" / "run"
     alone.parent.mkdir(parents=True)
     calls = trace(alone, override)
     reference = fingerprint(alone)
-    chosen, wrong = calls[::every], {}
+    chosen, wrong = calls[first::every], {}
     print(f"{len(calls)} system calls change the run directory, {len(chosen)} tried", flush=True)
     for name, number, line in chosen:
         run_dir = folder / f"{name}_{number}" / "run"
@@ -241,6 +243,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="the latest instant (fitted to the kills)")
     parser.add_argument("--steps", type=int, default=600, help="of the run killed at random")
     parser.add_argument("--every", type=int, default=1, help="of the system calls, every n-th")
+    parser.add_argument("--first", type=int, default=0, help="and the first of them, from 0")
     parser.add_argument("--only", choices=("random", "calls", "papermill"))
     parser.add_argument("--keep", type=Path, help="folder for runs and logs")
     asked = parser.parse_args()
@@ -257,7 +260,8 @@ def main() -> int:
             print("system calls: strace is missing (Debian: strace)")
             well = False
         else:
-            well &= report("system calls", *call_kills(folder / "calls", SHORT, asked.every))
+            tried = call_kills(folder / "calls", SHORT, asked.every, asked.first)
+            well &= report("system calls", *tried)
     if asked.only in (None, "papermill"):
         few = RANDOM | {"train.steps": asked.steps // 2}
         wrong = random_kills(

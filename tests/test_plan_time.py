@@ -132,6 +132,18 @@ def test_a_stretch_of_the_validations_is_foreseen():
 # --- the forecast -----------------------------------------------------------------------------
 
 
+def test_steps_that_are_still_warming_up_do_not_count():
+    falling, steady = [0.9, 0.36, 0.35, 0.36, 0.35], [0.12, 0.13, 0.125, 0.12, 0.13, 0.125, 0.12]
+    assert counts.settled(falling + steady) == 5
+    assert counts.settled(steady) == 0
+    assert counts.settled([0.3] * 8) == 0 and counts.settled([1.0]) == 0
+    assert counts.settled([0.5] * 9 + [0.1] * counts.LEAST) == 9
+    assert counts.settled([0.1, 0.1, 0.1, 0.1, 0.5, 0.5]) == 0  # growing slower is no warm-up
+    rows = [{"network": s} for s in [9.0] * 5 + falling + steady]  # the first five never count
+    parts, _ = counts.step_costs(rows)
+    assert parts["network"] == pytest.approx(sum(steady) / len(steady))
+
+
 def test_the_interval_follows_the_variation_of_the_steps_down_to_a_floor():
     rows = [{"network": 9.0}] * 5 + [{"network": 1.0}] * 15
     parts, spread = counts.step_costs(rows)

@@ -11,6 +11,8 @@ from .. import rhythm, schedule
 
 ONCE = 0.2  # relative uncertainty of what was timed a single time
 STANDARD_ERRORS = 2.0  # of the mean step: about 95 %
+LEAST = 4  # steps that a mean is taken over, however long the others took
+WARMER = 0.9  # of all steps' mean: only what remains below this is taken for settled
 ALONE = ("gradient norms", "pictures", "validation", "save")  # parts that not every step has
 
 
@@ -40,10 +42,11 @@ class Costs:
 def step_costs(rows: list[dict[str, float]]) -> tuple[dict[str, float], float]:
     """Return the mean seconds of a step by part, and the relative uncertainty of their sum.
 
-    `rows` are `Stopwatch.rows`; the first PROBE_WARMUP are left out where others remain. The
-    uncertainty is STANDARD_ERRORS standard errors of the mean.
+    `rows` are `Stopwatch.rows`; the first PROBE_WARMUP are left out where others remain, and what
+    `settled` leaves out. The uncertainty is STANDARD_ERRORS standard errors of the mean.
     """
     rows = rows[schedule.PROBE_WARMUP :] or rows
+    rows = rows[settled([sum(row.values()) for row in rows]) :]
     names = dict.fromkeys(name for row in rows for name in row)
     parts = {name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in names}
     totals = [sum(row.values()) for row in rows]
@@ -51,6 +54,21 @@ def step_costs(rows: list[dict[str, float]]) -> tuple[dict[str, float], float]:
         return parts, ONCE
     error = statistics.stdev(totals) / math.sqrt(len(totals)) / statistics.mean(totals)
     return parts, STANDARD_ERRORS * error
+
+
+def settled(seconds: list[float]) -> int:
+    """Return from which step on the steps take alike: those before are still being warmed up.
+
+    MSER (White 1997, doi 10.1177/003754979706900601): the start at which the standard error of the
+    mean of what remains is smallest; at least LEAST steps remain. 0 where that mean is not clearly
+    below that of all, for then more steps tell more.
+    """
+    errors = []
+    for start in range(max(1, len(seconds) - LEAST + 1)):
+        rest = seconds[start:]
+        errors.append(statistics.pvariance(rest) / len(rest) if len(rest) > 1 else 0.0)
+    start = errors.index(min(errors))
+    return start if statistics.mean(seconds[start:]) < WARMER * statistics.mean(seconds) else 0
 
 
 # --- what a position costs --------------------------------------------------------------------
