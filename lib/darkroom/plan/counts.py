@@ -63,10 +63,12 @@ def settled(seconds: list[float]) -> int:
     mean of what remains is smallest; at least LEAST steps remain. 0 where that mean is not clearly
     below that of all, for then more steps tell more.
     """
+    if len(seconds) <= LEAST:
+        return 0
     errors = []
-    for start in range(max(1, len(seconds) - LEAST + 1)):
+    for start in range(len(seconds) - LEAST + 1):
         rest = seconds[start:]
-        errors.append(statistics.pvariance(rest) / len(rest) if len(rest) > 1 else 0.0)
+        errors.append(statistics.pvariance(rest) / len(rest))
     start = errors.index(min(errors))
     return start if statistics.mean(seconds[start:]) < WARMER * statistics.mean(seconds) else 0
 
