@@ -189,6 +189,7 @@ def test_null_takes_an_inherited_stage_back_and_an_empty_section_does_not(root):
     every = set(load_config(base="x", stages={}).stages)  # as every notebook says
     assert {"one", "two"} < every
     assert set(load_config(base="x", stages={"one": None}).stages) == every - {"one"}
+    assert set(load_config(base="x", override={"stages.two": None}).stages) == every - {"two"}
     write(root, "y", yaml.safe_dump({"base": "x", "run": "y", "stages": dict.fromkeys(every)}))
     assert load_config(base="y").stages == {}
 

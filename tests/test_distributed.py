@@ -100,6 +100,18 @@ def test_a_split_run_continues_from_a_checkpoint_that_is_whole(runs):
 
 
 @pytest.mark.slow
+def test_the_preflight_of_several_processes_says_what_that_of_one_does(tmp_path):
+    from darkroom.report import figures
+
+    small_runs.write_pictures(tmp_path / "pictures")
+    tables = []
+    for number in (1, 2):
+        section = small_runs.sections(tmp_path, **{"budget.processes": number})
+        tables.append(figures.preflight(load_config(**section)).frame.rows())
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
 def test_a_notebook_starts_the_processes_itself_and_an_interrupt_saves(tmp_path):
     small_runs.write_pictures(tmp_path / "pictures")
     override = DIFFUSION | {"train.steps": 400, "validation.every": None, "budget.processes": 2}

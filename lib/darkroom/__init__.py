@@ -8,6 +8,9 @@ import os
 # training (a browser, a loader process) spinning made steps 2 to 20 times slower. Read when torch
 # is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Whether there is a GPU is asked of the driver's library, and not by starting CUDA, after which a
+# notebook could not fork processes that use one (PyTorch's documentation of is_available).
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 __all__ = ["Config", "__version__", "load_config"]
 

@@ -205,9 +205,8 @@ def charbonnier(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     The loss of that name (Charbonnier et al. 1994) on images of 8 bit; equal ones have 0.001.
     """
-    x, y = _images(prediction, target, 0, True)
-    distance = np.sqrt((x - y).astype(np.float64) ** 2 + losses.CHARBONNIER_EPSILON**2)
-    return torch.from_numpy(distance.reshape(len(x), -1).mean(1))
+    images = _images(prediction, target, crop_border=0, round_8bit=True)
+    return losses.charbonnier(*(torch.from_numpy(image).double() for image in images))
 
 
 METRICS = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -138,20 +137,16 @@ class Probe:
         shutil.rmtree(checkpoint.folder(folder))
         return time.perf_counter() - started
 
-    def _averaged(self, wanted: bool = True):
-        return self.state.ema.applied() if self.state.ema and wanted else nullcontext()
-
     def _pictures(self, folder: Path) -> dict[str, float]:
         if self.config.train.image_every is None:
             return {}
         state = self.state
-        with autocast.on(state.device, self.dtype), self._averaged():
+        with autocast.on(state.device, self.dtype):
             preview.restored(state.recipe, state.feed.dataset)  # the first call chooses kernels
-            started = time.perf_counter()
-            preview.log_images(state.recipe, state.feed.dataset, folder, state.step)
-            if tracking.started(self.config) and state.ema:  # these get the raw weights', too
-                preview.restored(state.recipe, state.feed.dataset)
-            return {"pictures": time.perf_counter() - started}
+        started = time.perf_counter()
+        raw = bool(tracking.started(self.config))
+        preview.log_state(state, self.dtype, folder, raw=raw, main=True)
+        return {"pictures": time.perf_counter() - started}
 
     def _validation(self, folder: Path) -> dict[str, float]:
         """Time a validation of a few pictures and scale it to the items of a real one.
@@ -171,7 +166,7 @@ class Probe:
         sizes = np.unique(np.quantile(of_items, np.linspace(0, 1, SIZES), method="nearest"))
         seconds, frame = [], None
         started = time.perf_counter()
-        with self._averaged(section.weights == "ema"):
+        with self.state.shown(section.weights == "ema"):
             swapping = time.perf_counter() - started
             for size in sizes:
                 samples = self._alike(size, next(i.image for i in items if pixels[i.image] == size))

@@ -21,33 +21,40 @@ WHOLE = (
     "launch with params/accelerate/several_gpus.yaml instead, where each process holds them all"
 )
 
+# what accelerate's launcher sets, the one value of a second variable that is taken, and the way out
+LAUNCHERS = {
+    "FSDP2": (
+        *("ACCELERATE_USE_FSDP", "FSDP_VERSION", "2"),
+        "fsdp_version {}: only version 2 is supported; set it in the launcher's configuration, as "
+        "params/accelerate/fsdp2.yaml does",
+    ),
+    "DeepSpeed": (
+        *("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"),
+        "zero_stage {}: of DeepSpeed's stages only 2 is supported; for parameters split, too, "
+        "launch with params/accelerate/fsdp2.yaml",
+    ),
+}
+
 
 def requested() -> str | None:
     """Return "FSDP2" or "DeepSpeed" when the launcher's configuration asks for it, else None.
 
     ValueError for FSDP 1 and for other stages of DeepSpeed.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        version = os.environ.get("FSDP_VERSION", "1")
-        if version != "2":
-            raise ValueError(
-                f"fsdp_version {version}: only version 2 is supported; set it in the launcher's "
-                "configuration, as params/accelerate/fsdp2.yaml does"
-            )
-        return "FSDP2"
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        if stage != "2":
-            raise ValueError(
-                f"zero_stage {stage}: of DeepSpeed's stages only 2 is supported; for parameters "
-                "split, too, launch with params/accelerate/fsdp2.yaml"
-            )
-        return "DeepSpeed"
+    for name, (wanted, variable, only, message) in LAUNCHERS.items():
+        if os.environ.get(wanted, "").lower() == "true":
+            value = os.environ.get(variable, only)
+            if value != only:
+                raise ValueError(message.format(value))
+            return name
     return None
 
 
-def check(config) -> None:
-    """Raise ValueError naming what a launch with sharding cannot do, and the way out."""
+def check(config, scaled: bool = False) -> None:
+    """Raise ValueError naming what a launch with sharding cannot do, and the way out.
+
+    `scaled` says that the precision chosen is fp16, which "auto" takes on some cards.
+    """
     kind = requested()
     if kind is None:
         return
@@ -63,7 +70,7 @@ def check(config) -> None:
         problem = "train.hours times steps and takes them back: give train.steps, images or epochs"
     elif config.train.ema_device != "auto":
         problem = "averages are split as the network is, on its devices: train.ema_device: auto"
-    elif config.train.precision == "fp16":
+    elif scaled or config.train.precision == "fp16":
         problem = "train.precision fp16 scales the loss, which was not tried: take bf16 or fp32"
     if problem:
         raise ValueError(f"{kind} was asked for by the launcher, and {problem}")

@@ -90,6 +90,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.precision = precision.choose(config, self.device)
         self.dtype = self.precision.dtype
+        sharding.check(config, self.precision.scaled)
         with self.accelerator.main_process_first():  # the others read what it writes
             torch.set_num_threads(run.open(torch.get_num_threads(), write=self.main))
             samples, self.validation_samples = run.samples("train"), run.samples("val")

@@ -60,10 +60,10 @@ def load_config(
     values: dict[str, Any] = {}
     for where, layer in layers:
         values = merge(values, _tidy(layer, where))
-    if isinstance(values.get("stages"), dict):  # null takes back a stage of a layer below
-        values["stages"] = {k: v for k, v in values["stages"].items() if v is not None}
     for key, value in override.items():
         names.put(values, key, value)
+    if isinstance(values.get("stages"), dict):  # null takes back a stage of a layer below
+        values["stages"] = {k: v for k, v in values["stages"].items() if v is not None}
     values |= {"base": None if base is None else str(base), "override": override}
     return Config.from_dict(values, lambda path: _origin(path, layers, override))
 

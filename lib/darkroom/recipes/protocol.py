@@ -55,7 +55,11 @@ class Restored:
 
 
 class Recipe(Protocol):
-    """A model family."""
+    """A model family.
+
+    One with a single phase may define `sharded(split)`, which has its network split over processes
+    by `split(module, is_block)` (`sharding.split`) and looks up anew what it trains.
+    """
 
     network: nn.Module  # what EMA averages and `restore` uses
     modules: dict[str, nn.Module]  # all networks by name; their parameters' names start with it
